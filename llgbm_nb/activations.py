@@ -1,0 +1,188 @@
+"""The base model, loaded once, and a(M): the hidden states at each probe's last token.
+
+    a(M)[p, l] = hidden state of layer l at the last real token of probe p     float32 (probes, layers + 1, hidden)
+
+Layer 0 is the embedding, layer -1 the last one, after the final norm (the indexing of transformers' `hidden_states`).
+This module knows nothing of files of the cache or of plots.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE as HUB_CACHE
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from .demo import DEMO_BASE, demo_base_path
+from .errors import InputError
+from .paths import ROOT, files_fingerprint, from_root, shown
+
+DTYPES = ("float32", "bfloat16", "float16")
+BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of this size
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A causal language model in evaluation mode, with its tokenizer. `name` is what adapters call it."""
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: object
+    device: torch.device
+    dtype: str
+
+
+def load_base(
+    name: str, dtype: str | torch.dtype = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> BaseModel:
+    """Load a base model: the demo base by its name, a local folder, or a hub id such as "Qwen/Qwen2.5-1.5B".
+
+    `dtype` is "float32", "bfloat16" or "float16"; `device` "auto" takes cuda, then mps, then cpu. No code from the
+    model's folder runs unless `trust_remote_code`. Raises InputError if the model cannot be loaded.
+    """
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    where = torch.device(pick_device(device))
+    folder = base_folder(name)
+    tokenizer = load_tokenizer(name, trust_remote_code)
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise InputError(
+            f"cannot load the base model {name!r} from {shown(folder)}: {first_sentence(error)}"
+        ) from error
+    return BaseModel(name, model.to(where).eval().requires_grad_(False), tokenizer, where, dtype)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False):
+    """The base's tokenizer. Raises InputError if it cannot be loaded."""
+    folder = base_folder(name)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise InputError(
+            f"cannot load the tokenizer of {name!r} from {shown(folder)}: {first_sentence(error)}"
+        ) from error
+
+
+def base_folder(name: str) -> Path:
+    """The local folder of a base model. A hub id is fetched into the hub's own cache (without pickled weights).
+
+    Raises InputError if it is neither a folder nor a model that the hub gives us.
+    """
+    if name == DEMO_BASE:
+        return demo_base_path(ROOT / "models")
+    if (folder := from_root(name)).is_dir():
+        return folder
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+        return Path(
+            snapshot_download(
+                name, cache_dir=HUB_CACHE, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"cannot find the base model {name!r}: it is no folder here, and fetching it from the hub failed "
+            f"({first_sentence(error)}) Set base_model to a folder with config.json, safetensors weights and "
+            "tokenizer, or to a hub id that this machine can reach or has in its cache."
+        ) from error
+
+
+def base_fingerprint(name: str) -> str:
+    """SHA-256 of what decides the base's hidden states: its configuration, weights and tokenizer files.
+
+    The model is not loaded for it. Raises InputError as `base_folder` does.
+    """
+    folder = base_folder(name)
+    return files_fingerprint(
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix in {".json", ".safetensors", ".model", ".txt"} and file.name != "generation_config.json"
+    )
+
+
+def pick_device(device: str = "auto") -> str:
+    """cuda, mps or cpu: the first that this machine has, unless `device` names one."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def tokenize(tokenizer, probes: list[str], max_length: int = 256) -> list[list[int]]:
+    """Token ids of every probe, special tokens as the tokenizer adds them.
+
+    Raises InputError for a probe without tokens, and for one longer than `max_length`: the last token is what is
+    measured, so cutting it would measure something else.
+    """
+    ids = [tokenizer(text)["input_ids"] for text in probes]
+    for number, (text, tokens) in enumerate(zip(probes, ids, strict=True), start=1):
+        if not tokens:
+            raise InputError(f"probe {number} ({text!r}) has no tokens; remove it or write something in it")
+        if len(tokens) > max_length:
+            raise InputError(
+                f"probe {number} ({text[:40]!r}…) has {len(tokens)} tokens and max_length is {max_length}: its end, "
+                f"where the hidden state is read, would be cut off. Use max_length >= {len(tokens)} or a shorter probe."
+            )
+    return ids
+
+
+@torch.inference_mode()
+def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
+    """a(M) for tokenized probes: float32 (probes, layers + 1, hidden).
+
+    `model` is a transformers causal LM, adapted in place or not. Its body runs without the LM head, on batches of
+    BATCH_PROBES probes, padded on the right: under a causal mask, what follows a token cannot reach it.
+    Raises InputError naming probe and layer if a state is not finite.
+    """
+    body = getattr(model, model.base_model_prefix, model)
+    states = []
+    for start in range(0, len(token_ids), BATCH_PROBES):
+        group = token_ids[start : start + BATCH_PROBES]
+        lengths = torch.tensor([len(tokens) for tokens in group])
+        ids = torch.zeros(len(group), int(lengths.max()), dtype=torch.long)
+        for row, tokens in enumerate(group):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (probes, tokens)
+        out = body(
+            input_ids=ids.to(device), attention_mask=mask.long().to(device), output_hidden_states=True, use_cache=False
+        )
+        rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
+        states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
+    result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
+    if not np.isfinite(result).all():
+        probe, layer = np.argwhere(~np.isfinite(result).all(axis=-1))[0]
+        raise InputError(f"the hidden state of probe {probe + 1} at layer {layer} is not finite; try dtype float32")
+    return result
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Transformers without its progress bars and warnings, which would otherwise stand in every executed report."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def first_sentence(error: Exception) -> str:
+    """The first line of an error's message, ended with a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0][:300].rstrip(".:") + "."

@@ -1,0 +1,210 @@
+"""Finding adapters on disk: path, name, domain, base model, content fingerprint; and reading their weights safely.
+
+An adapter is a folder with an `adapter_config.json`, as PEFT saves it. This module runs no model.
+"""
+
+import csv
+import json
+import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import InputError
+from .paths import files_fingerprint, shown
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter folder. `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label."""
+
+    path: str
+    name: str
+    domain: str = UNKNOWN
+    config: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def base_model(self) -> str:
+        """The base that the adapter says it was trained on; "" if it does not say."""
+        return self.config.get("base_model_name_or_path") or ""
+
+    @property
+    def kind(self) -> str:
+        """What kind of adapter it is, for tables: "LoRA r8 q,v", "DoRA r16 all linear", "IA3", …"""
+        kind = str(self.config.get("peft_type", "?"))
+        if kind != "LORA":
+            return kind
+        variant = "DoRA" if self.config.get("use_dora") else "rsLoRA" if self.config.get("use_rslora") else "LoRA"
+        return f"{variant} r{self.config.get('r', '?')} {_targets_in_short(self.config.get('target_modules'))}"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the config's and the weights' bytes. Raises InputError if one of the files cannot be read."""
+        try:
+            return files_fingerprint([Path(self.path) / CONFIG, self.weights_file])
+        except OSError as error:
+            raise InputError(f"{Path(error.filename).name} cannot be read ({error.strerror})") from error
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that holds the weights. Raises InputError if config or weights are missing."""
+        for name in (CONFIG, *WEIGHTS):
+            file = Path(self.path) / name
+            if name != CONFIG and file.is_file():
+                return file
+            if name == CONFIG and not file.is_file():
+                raise InputError(f"{CONFIG} is missing")
+        raise InputError(f"{WEIGHTS[0]} is missing")
+
+    def read_tensors(self) -> dict:
+        """The adapter's tensors on the CPU, by PEFT's names, in their stored dtype.
+
+        Raises InputError for truncated files, pickles with anything but tensors in them, no tensors, non-finite values.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = self.weights_file
+        try:
+            if file.suffix == ".safetensors":
+                tensors = load_file(file)
+            else:
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
+        except SafetensorError as error:
+            raise InputError(f"{file.name} is damaged or cut off ({error})") from error
+        except Exception as error:  # torch.load raises many kinds for a damaged or unsafe pickle
+            raise InputError(f"{file.name} cannot be read as plain tensors ({str(error).splitlines()[0]})") from error
+        if not tensors:
+            raise InputError(f"{file.name} holds no tensors")
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{file.name} has values that are not finite, in {name}")
+        return tensors
+
+
+def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
+    """Every folder below `checkpoint_dir` with an adapter's config or weights in it, sorted; hidden ones left out.
+
+    Raises InputError if the folder does not exist.
+    """
+    if not Path(checkpoint_dir).is_dir():
+        raise InputError(f"the checkpoint folder {shown(checkpoint_dir)} does not exist; set checkpoint_dir")
+    found, seen = [], set()
+    for folder, subfolders, files in os.walk(checkpoint_dir, followlinks=True):
+        real = os.path.realpath(folder)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if real in seen:  # a link that leads back up
+            subfolders.clear()
+            continue
+        seen.add(real)
+        if CONFIG in files or any(name in files for name in WEIGHTS):
+            found.append(folder)
+    return sorted(found)
+
+
+def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
+    """The adapters below `checkpoint_dir`, sorted by path, each with its domain and a name of its own.
+
+    The domain is what `labels.csv` (columns path,domain; paths relative to `checkpoint_dir`) says, if there is such a
+    file, else the first folder of the adapter's path below `checkpoint_dir`; without one it is "unknown".
+    The name is the path below that first folder, or the whole relative path where two would be the same.
+    Raises InputError if there are no adapters, or if `labels.csv` cannot be used.
+    """
+    root = Path(checkpoint_dir)
+    paths = find_adapter_paths(root)
+    if not paths:
+        raise InputError(
+            f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG}. Put adapters in "
+            f"{shown(root)}/<domain>/<name>/ or set checkpoint_dir."
+        )
+    parts = [Path(path).relative_to(root).parts for path in paths]
+    labels = _read_labels(root)
+    if labels is None:
+        domains = [part[0] if len(part) > 1 else UNKNOWN for part in parts]
+    else:
+        absolute = [os.path.abspath(path) for path in paths]
+        domains = [labels.get(path, UNKNOWN) for path in absolute]
+        if stray := sorted(set(labels) - set(absolute)):
+            warnings.warn(f"labels.csv names {len(stray)} folders without an adapter, such as {stray[0]}", stacklevel=2)
+    short = ["/".join(part[1:]) or (part[0] if part else root.name) for part in parts]
+    twice = Counter(short)
+    names = [name if twice[name] == 1 else "/".join(part) for name, part in zip(short, parts, strict=True)]
+    return [
+        Adapter(path, name, domain, _read_config(path))
+        for path, name, domain in zip(paths, names, domains, strict=True)
+    ]
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two names mean the same base model.
+
+    Equal hub ids or paths do; a local folder and a hub id do if their last parts agree ("/models/Qwen2.5-1.5B" and
+    "Qwen/Qwen2.5-1.5B"), and so does a snapshot folder of the hub's cache ("…/models--Qwen--Qwen2.5-1.5B/snapshots/…").
+    Two different hub ids never do.
+    """
+    one, other = _hub_name(one), _hub_name(other)
+    if one == other:
+        return True
+    if _is_hub_id(one) and _is_hub_id(other):
+        return False
+    return Path(one).name.lower() == Path(other).name.lower()
+
+
+def base_of(adapters: list[Adapter]) -> str:
+    """The base model that most of `adapters` name (of several equally frequent ones, the first by name).
+
+    Raises InputError if none names one.
+    """
+    named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
+    if not named:
+        raise InputError(f"no adapter says in its {CONFIG} which base model it belongs to; set base_model")
+    return min(named, key=lambda name: (-named[name], name))
+
+
+def _read_config(path: str) -> dict:
+    """The adapter's config; {} if it is missing or not JSON (the run lists that adapter with the reason)."""
+    try:
+        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _read_labels(root: Path) -> dict[str, str] | None:
+    file = root / "labels.csv"
+    if not file.exists():
+        return None
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, skipinitialspace=True))
+        return {os.path.abspath(root / row["path"].strip()): row["domain"].strip() or UNKNOWN for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
+        raise InputError(f"{shown(file)} must be a CSV file with the columns path,domain ({error!r})") from error
+
+
+def _targets_in_short(targets) -> str:
+    if not targets or isinstance(targets, str):
+        return "all linear" if targets == "all-linear" else str(targets or "")
+    short = {target.rsplit(".", 1)[-1].removesuffix("_proj") for target in targets}
+    if short == {"q", "k", "v", "o", "gate", "up", "down"}:
+        return "all linear"
+    order = {name: rank for rank, name in enumerate(("q", "k", "v", "o", "gate", "up", "down"))}
+    short = sorted(short, key=lambda name: (order.get(name, 99), name))
+    return ",".join(short) if len(short) <= 4 else f"{len(short)} modules"
+
+
+def _hub_name(name: str) -> str:
+    for part in Path(name).parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return name.rstrip("/")
+
+
+def _is_hub_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not Path(name).exists()

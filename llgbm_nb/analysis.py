@@ -1,0 +1,171 @@
+"""Numbers from a DeltaSet: numpy and pandas out. No files, no torch, no pictures.
+
+Adapters are compared by the cosine of their deltas, as in the Delta Activations paper (arXiv 2509.04442): what is
+similar there is the direction in which behaviour moved. Adapters of the domain "unknown" are left out of every score.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_samples
+from sklearn.metrics.pairwise import cosine_similarity
+
+from .adapters import UNKNOWN
+
+
+@dataclass(frozen=True)
+class Silhouette:
+    """`score` is the mean of `samples` (one per adapter, NaN for those left out); NaN with the reason in `note`."""
+
+    score: float
+    samples: np.ndarray
+    note: str = ""
+
+
+def similarity(deltas: np.ndarray) -> np.ndarray:
+    """Cosine of every pair of rows: (adapters, adapters), diagonal exactly 1. A zero delta is similar to nothing."""
+    cosines = cosine_similarity(deltas.astype(np.float64))
+    np.fill_diagonal(cosines, 1.0)
+    return cosines
+
+
+def centered(deltas: np.ndarray) -> np.ndarray:
+    """Deltas minus the pool's mean delta: what an adapter does beyond what all of them do."""
+    return deltas - deltas.mean(axis=0, keepdims=True)
+
+
+def silhouette(deltas: np.ndarray, domains) -> Silhouette:
+    """How well the domains part: the silhouette (Rousseeuw 1987) with cosine distance, -1 to 1, by scikit-learn.
+
+    Left out are adapters without a label. It needs two domains, and one of them with two adapters.
+    """
+    domains = np.asarray(domains, dtype=object)
+    labelled = domains != UNKNOWN
+    samples = np.full(len(domains), np.nan)
+    kinds = len(set(domains[labelled]))
+    if kinds < 2:
+        there = "one domain" if kinds == 1 else "no domain"
+        return Silhouette(np.nan, samples, f"A silhouette needs at least two domains; there is {there} here.")
+    if labelled.sum() <= kinds:
+        return Silhouette(np.nan, samples, "A silhouette needs a domain with at least two adapters; each has one here.")
+    # One minus the cosine can come out a rounding below zero, which scikit-learn refuses for precomputed distances.
+    distances = np.clip(1.0 - similarity(deltas[labelled]), 0.0, 2.0)
+    samples[labelled] = silhouette_samples(distances, domains[labelled].astype(str), metric="precomputed")
+    return Silhouette(float(np.nanmean(samples)), samples)
+
+
+def silhouette_by_layer(delta_set, center: bool = False) -> pd.Series:
+    """The silhouette at every layer (0 = embeddings), NaN where there is none. `center`: on deltas minus their mean."""
+    scores = []
+    for layer in range(delta_set.layers):
+        deltas = delta_set.deltas(layer)
+        if not np.any(deltas):  # adapters leave the embeddings as they are
+            scores.append(np.nan)
+            continue
+        scores.append(silhouette(centered(deltas) if center else deltas, delta_set.domains).score)
+    return pd.Series(scores, index=pd.RangeIndex(delta_set.layers, name="layer"), name="silhouette")
+
+
+def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
+    """A t-SNE map, (adapters, 2), by scikit-learn with cosine distance; None for fewer than four adapters.
+
+    The perplexity is 30, or a third of the other adapters where there are fewer than 91.
+    """
+    count = len(deltas)
+    if count < 4:
+        return None
+    perplexity = min(30.0, (count - 1) / 3)
+    return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(deltas)
+
+
+def neighbours(deltas: np.ndarray, names, k: int = 3) -> pd.DataFrame:
+    """The `k` nearest other adapters of each by cosine: columns adapter, rank, neighbour, cosine."""
+    cosines = similarity(deltas)
+    np.fill_diagonal(cosines, -np.inf)
+    rows = []
+    for i, name in enumerate(names):
+        for rank, j in enumerate(np.argsort(-cosines[i], kind="stable")[: min(k, len(names) - 1)], start=1):
+            rows.append((name, rank, names[j], cosines[i, j]))
+    return pd.DataFrame(rows, columns=["adapter", "rank", "neighbour", "cosine"])
+
+
+def cluster_order(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """An order of the rows that puts similar ones side by side, and the linkage (scipy, average) that it comes from."""
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
+    if len(cosines) < 3:
+        return np.arange(len(cosines)), None
+    distances = squareform(np.clip(1.0 - (cosines + cosines.T) / 2, 0.0, 2.0), checks=False)
+    tree = optimal_leaf_ordering(linkage(distances, "average"), distances)
+    return leaves_list(tree), tree
+
+
+def summary(records: list[dict]) -> dict:
+    """Of a run's records: how many of each status, and min, max, mean, std and median of the norms."""
+    statuses = [record["status"] for record in records]
+    norms = np.array([record["norm"] for record in records if np.isfinite(record["norm"])])
+    counts = {"total": len(records)} | {s: statuses.count(s) for s in ("computed", "cached", "failed")}
+    if not len(norms):
+        return counts
+    statistics = {name: float(getattr(np, name)(norms)) for name in ("min", "max", "mean", "std", "median")}
+    return counts | {"norm": statistics}
+
+
+def table(records: list[dict]) -> pd.DataFrame:
+    """A run's records for people: name, domain, kind, norm, its share of the base's, seconds, status and reason."""
+    rows = [
+        {
+            "name": record["name"],
+            "domain": record["domain"],
+            "kind": record["kind"],
+            "norm": f"{record['norm']:.2f}" if np.isfinite(record["norm"]) else "–",
+            "of base": f"{100 * record['relative']:.1f} %" if np.isfinite(record["norm"]) else "–",
+            "seconds": f"{record['seconds']:.1f} s",
+            "status": record["status"],
+            "reason": record["reason"],
+        }
+        for record in records
+    ]
+    frame = pd.DataFrame(rows).set_index("name")
+    return frame if frame["reason"].any() else frame.drop(columns="reason")
+
+
+def summary_text(records: list[dict]) -> str:
+    """`summary` in two or three lines."""
+    numbers = summary(records)
+    lines = ["{total} adapters: {computed} computed, {cached} cached, {failed} failed".format(**numbers)]
+    if "norm" in numbers:
+        lines.append("norm: " + ", ".join(f"{name} {value:.2f}" for name, value in numbers["norm"].items()))
+    return "\n".join(lines)
+
+
+def label_text(domains) -> str:
+    """How many adapters each domain has, and what is left out of the scores for want of a label."""
+    counts = pd.Series(list(domains), dtype=object).value_counts().sort_index()
+    text = "Domains: " + (", ".join(f"{name} {count}" for name, count in counts.items() if name != UNKNOWN) or "none")
+    if unknown := counts.get(UNKNOWN, 0):
+        text += (
+            f"\n{unknown} without a label, left out of the silhouette: put them in a folder named after their domain, "
+            "or into labels.csv"
+        )
+    return text
+
+
+def norms(deltas: np.ndarray) -> np.ndarray:
+    """||Delta|| of every row."""
+    return np.linalg.norm(deltas, axis=1)
+
+
+def neighbour_table(deltas: np.ndarray, names, domains, k: int = 3) -> pd.DataFrame:
+    """`neighbours` as a table for people: a row per adapter, a column per rank, "name (cosine)"."""
+    if len(names) < 2:
+        return pd.DataFrame(index=pd.Index(list(names), name="adapter"))
+    long = neighbours(deltas, names, k)
+    long["text"] = [f"{name} ({cosine:.2f})" for name, cosine in zip(long["neighbour"], long["cosine"], strict=True)]
+    wide = long.pivot(index="adapter", columns="rank", values="text").loc[list(names)]
+    wide.columns = [f"nearest {rank}" if rank > 1 else "nearest" for rank in wide.columns]
+    wide.insert(0, "domain", list(domains))
+    return wide

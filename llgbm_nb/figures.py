@@ -1,0 +1,271 @@
+"""Pictures from the analysis' numbers; how those came to be is unknown here. Each function returns a matplotlib figure.
+
+A figure that has nothing to show (too few adapters, one domain only) shows a sentence that says so instead.
+"""
+
+import hashlib
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy.cluster.hierarchy import dendrogram
+
+from .adapters import UNKNOWN
+from .analysis import Silhouette
+
+# Okabe and Ito's colours, safe for colour-blind readers; black is kept for text.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+_MARKERS = "osD^vP*X"
+_GREY = "#999999"
+LABELS = 60  # above so many adapters, names would overlap and are left out
+FONT = 9
+
+sns.set_theme(
+    style="ticks", font_scale=0.85, rc={"axes.titlelocation": "left", "axes.titleweight": "bold", "figure.dpi": 100}
+)
+
+
+def domain_styles(domains) -> dict[str, tuple]:
+    """{domain: (colour, marker)}; a domain keeps its style from run to run unless two want the same one."""
+    styles, free = {}, list(range(len(_COLOURS)))
+    names = sorted(set(domains) - {UNKNOWN})
+    for name in names:
+        wanted = int(hashlib.md5(name.encode()).hexdigest(), 16) % len(_COLOURS)
+        if free:
+            slot = next(s for s in (*range(wanted, len(_COLOURS)), *range(wanted)) if s in free)
+            free.remove(slot)
+            styles[name] = (_COLOURS[slot], _MARKERS[slot])
+    left = [name for name in names if name not in styles]
+    for i, (name, colour) in enumerate(zip(left, sns.husl_palette(max(1, len(left)), s=0.7), strict=False)):
+        styles[name] = (colour, _MARKERS[i % len(_MARKERS)])
+    if UNKNOWN in domains:
+        styles[UNKNOWN] = (_GREY, "o")
+    return styles
+
+
+def save(figure, folder: Path | None, name: str):
+    """Write `figure` as `<folder>/<name>.png` (150 dpi) where a folder is given, and hand it back to be shown."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+    return figure
+
+
+def _new_figure(width: float, height: float):
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)  # pyplot forgets it at once: a notebook shows it once, as a cell's value, and nothing piles up
+    return figure
+
+
+def token_counts(counts: list[int], last_tokens: list[str], max_length: int):
+    """A bar per probe: its token count, with its last token written at the end."""
+    figure = _new_figure(7, 0.32 * len(counts) + 1.2)
+    axis = figure.add_subplot()
+    rows = np.arange(len(counts))
+    axis.barh(rows, counts, color=_COLOURS[0], height=0.65)
+    for row, (count, token) in enumerate(zip(counts, last_tokens, strict=True)):
+        axis.text(count, row, f" {count}, ends in {token!r}", va="center", fontsize=FONT)
+    axis.set(
+        yticks=rows, yticklabels=[f"probe {row + 1}" for row in rows], xlabel="tokens", xlim=(0, max(counts) * 1.45)
+    )
+    axis.set_title(f"All {len(counts)} probes fit: at most {max(counts)} of {max_length} tokens")
+    axis.invert_yaxis()
+    sns.despine(figure)
+    return figure
+
+
+def base_norms(states: np.ndarray):
+    """||a(B)|| at every layer, a thin line per probe and their mean; `states` is (probes, layers + 1, hidden)."""
+    norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
+    figure = _new_figure(7, 3.2)
+    axis = figure.add_subplot()
+    axis.plot(norms.T, color=_GREY, linewidth=0.8)
+    axis.plot(norms.mean(axis=0), color=_COLOURS[0], linewidth=2)
+    axis.legend(
+        [Line2D([], [], color=_COLOURS[0], lw=2), Line2D([], [], color=_GREY, lw=0.8)], ["mean", "one probe"],
+        frameon=False, loc="upper left", bbox_to_anchor=(1, 1),
+    )  # fmt: skip
+    axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
+    axis.set_title(f"The base's hidden state: norm {norms[:, -1].mean():.0f} after the final norm")
+    sns.despine(figure)
+    return figure
+
+
+def probe_similarity(states: np.ndarray, cosines: np.ndarray):
+    """Cosine between the probes' hidden states at one layer."""
+    count = len(cosines)
+    figure = _new_figure(min(7, 0.45 * count + 3), min(6, 0.4 * count + 2))
+    axis = figure.add_subplot()
+    names = [f"probe {i + 1}" for i in range(count)]
+    sns.heatmap(
+        cosines, ax=axis, cmap="viridis", vmin=min(0, cosines.min()), vmax=1, square=True, annot=count <= 15, fmt=".2f",
+        annot_kws={"fontsize": 7}, xticklabels=names, yticklabels=names, cbar_kws={"label": "cosine"},
+    )  # fmt: skip
+    axis.tick_params(axis="x", rotation=90)
+    pairs = cosines[~np.eye(count, dtype=bool)]
+    low = f"cosine {pairs.min():.2f} to {pairs.max():.2f}" if count > 1 else "one probe only"
+    axis.set_title(f"How alike the probes look to the base: {low}")
+    return figure
+
+
+def norms(values, domains, base_norm: float):
+    """The norms of the deltas, a point per adapter, by domain."""
+    values, domains = np.asarray(values), np.asarray(domains, dtype=object)
+    if not len(values):
+        return _sentence("There are no deltas to show.")
+    styles = domain_styles(domains)
+    figure = _new_figure(7, 0.5 * len(styles) + 1.4)
+    axis = figure.add_subplot()
+    for row, (domain, (colour, marker)) in enumerate(styles.items()):
+        mine = values[domains == domain]
+        spread = np.linspace(-0.15, 0.15, len(mine)) if len(mine) > 1 else [0]
+        axis.scatter(mine, row + np.asarray(spread), color=colour, marker=marker, s=40, alpha=0.85, linewidth=0)
+        axis.plot([np.median(mine)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.2)
+    axis.set(yticks=range(len(styles)), yticklabels=list(styles), ylim=(len(styles) - 0.5, -0.5))
+    axis.set(xlabel="norm of the delta at the last layer (bar: median)", xlim=(0, values.max() * 1.08))
+    axis.set_title(
+        f"Deltas of norm {values.min():.1f} to {values.max():.1f}: "
+        f"{100 * values.min() / base_norm:.0f}–{100 * values.max() / base_norm:.0f} % of the base's {base_norm:.0f}"
+    )
+    sns.despine(figure)
+    return figure
+
+
+def tsne_map(points: np.ndarray | None, names, domains, score: Silhouette):
+    """The t-SNE map, coloured by domain; `points` is (adapters, 2) or None."""
+    if points is None:
+        return _sentence(f"A t-SNE map needs at least four adapters; there are {len(names)} here.")
+    domains = np.asarray(domains, dtype=object)
+    figure = _new_figure(7.2, 4.8)
+    axis = figure.add_subplot()
+    for domain, (colour, marker) in domain_styles(domains).items():
+        mine = points[domains == domain]
+        axis.scatter(mine[:, 0], mine[:, 1], color=colour, marker=marker, s=55, label=domain, edgecolor="white", lw=0.5)
+    if len(names) <= LABELS:
+        for (x, y), name in zip(points, names, strict=True):
+            axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color="#333333")
+    axis.legend(title="domain", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+    axis.margins(0.12)
+    finding = score.note or f"silhouette by domain {score.score:.2f} at the last layer"
+    axis.set_title("\n".join(textwrap.wrap(f"Map of {len(names)} adapters: {finding}", 90)))
+    sns.despine(figure)
+    return figure
+
+
+def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
+    """Cosines between the deltas, a colour bar of domains at the edge; `order` of the rows and `tree` over them as
+    `analysis.cluster_order` gives them (tree None: not drawn)."""
+    count = len(names)
+    if count < 2:
+        return _sentence(f"A heatmap of similarities needs at least two adapters; there is {count} here.")
+    styles = domain_styles(domains)
+    side = min(8.0, max(4.0, 0.26 * count + 2.2))
+    figure = _new_figure(side + 2.4, side)
+    grid = figure.add_gridspec(2, 2, width_ratios=(0.025, 1), height_ratios=(0.14, 1), wspace=0.02, hspace=0.02)
+    if tree is not None:
+        top = figure.add_subplot(grid[0, 1])
+        dendrogram(tree, ax=top, color_threshold=0, above_threshold_color=_GREY, no_labels=True)
+        top.set_axis_off()
+    bar = figure.add_subplot(grid[1, 0])
+    colours = [plt.matplotlib.colors.to_rgb(styles[domains[i]][0]) for i in order]
+    bar.imshow(np.array(colours)[:, None, :], aspect="auto", interpolation="nearest")
+    bar.set(xticks=[], yticks=[])
+    sns.despine(ax=bar, left=True, bottom=True)
+    axis = figure.add_subplot(grid[1, 1])
+    bound = max(0.05, float(np.abs(cosines[~np.eye(count, dtype=bool)]).max()))
+    image = axis.imshow(cosines[np.ix_(order, order)], cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
+    axis.set(xticks=[], yticks=[])
+    if count <= LABELS:
+        labels = [names[i] for i in order]
+        axis.set_xticks(range(count), labels, rotation=90, fontsize=7 if count > 30 else 8)
+        axis.set_yticks(range(count), labels, fontsize=7 if count > 30 else 8)
+        axis.yaxis.tick_right()
+    axis.tick_params(length=0)
+    sns.despine(ax=axis, left=True, bottom=True)
+    figure.colorbar(
+        image, ax=axis, label="cosine of the deltas", shrink=0.6, pad=0.02, extend="max" if bound < 1 else "neither"
+    )
+    handles = [Patch(color=colour, label=domain) for domain, (colour, _) in styles.items()]
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)), frameon=False)
+    same = np.equal.outer(np.asarray(domains, dtype=object), np.asarray(domains, dtype=object))
+    off = ~np.eye(count, dtype=bool)
+    within, across = (f"{cosines[m].mean():.2f}" if m.any() else "–" for m in (same & off, ~same))
+    figure.suptitle(
+        f"Cosine within a domain {within}, across domains {across}", fontweight="bold", fontsize=11, x=0.01, ha="left"
+    )
+    return figure
+
+
+def silhouette_bars(score: Silhouette, names, domains):
+    """One bar per adapter, grouped by domain: above 0 it lies nearer to its own domain than to the next one."""
+    if score.note:
+        return _sentence(score.note)
+    domains = np.asarray(domains, dtype=object)
+    styles = domain_styles(domains)
+    order = [
+        i for domain in styles for i in sorted(np.flatnonzero(domains == domain), key=lambda i: -score.samples[i])
+        if np.isfinite(score.samples[i])
+    ]  # fmt: skip
+    figure = _new_figure(7, min(8.0, 0.2 * len(order) + 1.5))
+    axis = figure.add_subplot()
+    axis.barh(range(len(order)), score.samples[order], color=[styles[domains[i]][0] for i in order], height=0.8)
+    axis.axvline(score.score, color="black", linewidth=1, linestyle="--")
+    axis.axvline(0, color="black", linewidth=0.6)
+    axis.set(yticks=[], ylim=(len(order) - 0.4, -0.6), xlabel="silhouette of the adapter (dashed: mean)")
+    if len(order) <= LABELS:
+        axis.set_yticks(range(len(order)), [names[i] for i in order], fontsize=8)
+    handles = [Patch(color=c, label=d) for d, (c, _) in styles.items() if d != UNKNOWN]
+    axis.legend(handles=handles, title="domain", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    below = int((score.samples[order] < 0).sum())
+    axis.set_title(f"Silhouette {score.score:.2f}; {below} of {len(order)} adapters lie nearer to another domain")
+    sns.despine(figure, left=True)
+    return figure
+
+
+def silhouette_layers(plain, center):
+    """The silhouette at every layer, of the deltas and of the deltas minus their mean (two series of equal index)."""
+    if not np.isfinite(plain).any():
+        return _sentence("A silhouette needs at least two domains, one of them with two adapters.")
+    figure = _new_figure(7, 3.2)
+    axis = figure.add_subplot()
+    axis.plot(plain.index, plain, color=_COLOURS[0], marker="o", markersize=3.5, label="deltas")
+    axis.plot(center.index, center, color=_COLOURS[1], marker="s", markersize=3.5, label="minus the mean delta")
+    axis.axhline(0, color="black", linewidth=0.6)
+    axis.set(xlabel="layer (0 = embeddings)", ylabel="silhouette by domain")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.set_title(
+        f"Silhouette {plain.iloc[-1]:.2f} at the last layer, best {plain.max():.2f} at layer {plain.idxmax()}"
+    )
+    sns.despine(figure)
+    return figure
+
+
+def losses(records: list[dict]):
+    """The training loss of every teacher, a panel per domain; light lines are steps, heavy ones a running mean."""
+    styles = domain_styles([record["domain"] for record in records])
+    figure = _new_figure(2.6 * len(styles) + 1, 3)
+    axes = figure.subplots(1, len(styles), sharey=True, squeeze=False)
+    for axis, (domain, (colour, _)) in zip(axes[0], styles.items(), strict=True):
+        for record in (r for r in records if r["domain"] == domain):
+            values = np.array(record["losses"])
+            width = min(8, len(values))
+            axis.plot(np.arange(1, len(values) + 1), values, color=colour, alpha=0.2, linewidth=0.8)
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            axis.plot(np.arange(width, len(values) + 1), smooth, color=colour, linewidth=1.6)
+        axis.set(xlabel="step", title=domain)
+    axes[0, 0].set(ylabel="loss per response token (nats)", ylim=(0, None))
+    sns.despine(figure)
+    return figure
+
+
+def _sentence(text: str):
+    figure = _new_figure(7, 1)
+    axis = figure.add_subplot()
+    axis.set_axis_off()
+    axis.text(0, 0.5, text, fontsize=11, va="center")
+    return figure

@@ -1,0 +1,149 @@
+"""The notebooks' parameters: what each may be, checked in one place, and said in one line if it is wrong.
+
+papermill enforces nothing: `-p max_length abc` arrives as a text, and a misspelt name only warns.
+"""
+
+import ast
+import math
+from difflib import get_close_matches
+from types import SimpleNamespace
+
+from .activations import DTYPES
+from .errors import InputError
+from .paths import from_root
+from .probes import PROBE_TYPES, create_probes
+
+
+def check(namespace: dict) -> SimpleNamespace:
+    """The parameters found in a notebook's `globals()`, checked. Folders and files come back as absolute paths
+    (relative ones start at the project's root); `probes` is added where there is a `probe_type`.
+
+    Raises one InputError that lists everything that is wrong, unknown names that papermill injected among it.
+    """
+    values, wrong = SimpleNamespace(), []
+    for name, convert in _RULES.items():
+        if name in namespace:
+            try:
+                setattr(values, name, convert(namespace[name]))
+            except InputError as error:
+                wrong.append(f"{name} is {namespace[name]!r}; {error}")
+    for name in sorted(_injected(namespace) - set(_RULES)):
+        near = get_close_matches(name, [known for known in _RULES if known in namespace], n=1)
+        wrong.append(f"there is no parameter {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    if wrong:
+        raise InputError(" · ".join(wrong))
+    if hasattr(values, "probe_type"):
+        values.probes = create_probes(values.probe_type, values.probe_file)
+        if values.probe_file:
+            values.probe_type = values.probe_file.stem
+    return values
+
+
+def _injected(namespace: dict) -> set[str]:
+    """The names that papermill's injected cell assigned (`In` is IPython's list of the cells run so far)."""
+    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
+    return {
+        target.id
+        for source in cells
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+# -- one rule for every parameter: the value as the notebook uses it, or an InputError saying what it may be ----------
+
+
+def _text(value):
+    if not isinstance(value, str):
+        raise InputError("it must be a text")
+    return value
+
+
+def _one_of(*choices: str):
+    def rule(value):
+        if value not in choices:
+            raise InputError(f"choose one of {', '.join(choices)}")
+        return value
+
+    return rule
+
+
+def _whole(low: int):
+    def rule(value):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise InputError(f"it must be a whole number, {low} or more")
+        return value
+
+    return rule
+
+
+def _yes_no(value):
+    if not isinstance(value, bool):
+        raise InputError("it must be True or False")
+    return value
+
+
+def _positive(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
+        raise InputError("it must be a number above 0")
+    return value
+
+
+def _folder(value):
+    if not _text(value).strip():
+        raise InputError("it must name a folder")
+    return from_root(value)
+
+
+def _folder_or_none(value):
+    return from_root(value) if _text(value).strip() else None
+
+
+def _each(rule):
+    """One value, or a list of them; papermill's `-p` gives a list as a text with commas."""
+
+    def each(value):
+        if isinstance(value, str) and "," in value and rule is not _text:
+            parts = [part.strip() for part in value.split(",")]
+            value = [int(part) if part.lstrip("-").isdigit() else part for part in parts]
+        return [rule(part) for part in value] if isinstance(value, list) else rule(value)
+
+    return each
+
+
+def _names(value):
+    value = value.split(",") if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise InputError("it must be a list of names")
+    return [name.strip() for name in value if name.strip()]
+
+
+_RULES = {
+    "base_model": _text,
+    "checkpoint_dir": _folder,
+    "cache_dir": _folder,
+    "probe_type": _one_of(*PROBE_TYPES),
+    "probe_file": _folder_or_none,
+    "max_length": _whole(1),
+    "dtype": _one_of(*DTYPES),
+    "force_recompute": _yes_no,
+    "output_dir": _folder_or_none,
+    "trust_remote_code": _yes_no,
+    "acceptance_sample": _whole(0),
+    # 00_teachers
+    "data": _folder,
+    "teacher_dir": _folder,
+    "splits": _whole(1),
+    "rank": _each(_whole(1)),
+    "alpha": _each(_positive),
+    "targets": _each(_text),
+    "rslora": _names,
+    "dora": _names,
+    "steps": _whole(1),
+    "lr": _positive,
+    "batch_size": _whole(1),
+    "max_tokens": _whole(2),
+    "seed": _whole(0),
+}

@@ -1,0 +1,48 @@
+"""A progress bar that is one line of text: live in JupyterLab and in a terminal, one clean line in an executed report.
+
+tqdm does the counting. Its notebook bar is a widget, which an executed report cannot show.
+"""
+
+import sys
+
+from tqdm import tqdm
+
+
+class _Line:
+    """A file for tqdm to write its line to: an output of the notebook that is updated in place."""
+
+    def __init__(self):
+        from IPython.display import TextDisplayObject, display
+
+        class Text(TextDisplayObject):
+            def __repr__(self):
+                return self.data
+
+        self._text = Text
+        self._handle = display(Text(""), display_id=True)
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            self._handle.update(self._text(line))
+
+    def flush(self) -> None:
+        pass
+
+
+def progress(total: int, unit: str) -> tqdm:
+    """A tqdm bar over `total` things called `unit`; in a notebook it ends as the line "15/15 adapters"."""
+    if "ipykernel" not in sys.modules:
+        return tqdm(total=total, unit=f" {unit}")
+    line = _Line()
+    bar = tqdm(
+        total=total, unit=unit, file=line, ascii=" ━", ncols=80, mininterval=0.5,
+        bar_format="{n_fmt}/{total_fmt} {unit} {bar} {elapsed} so far, {remaining} to go",
+    )  # fmt: skip
+    close = bar.close
+
+    def close_with_one_line() -> None:
+        close()
+        line.write(f"{bar.n}/{total} {unit}")
+
+    bar.close = close_with_one_line
+    return bar

@@ -1,0 +1,33 @@
+"""The same deltas by the plainest way there is, to check the engine against: slow on purpose, sharing none of its code.
+
+A fresh base for each adapter, `PeftModel.from_pretrained`, one probe at a time without padding, the whole model with
+its LM head, `hidden_states[layer][:, -1]`.
+"""
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def reference_activations(base_folder, probes, adapter_path=None) -> np.ndarray:
+    """a(M), or a(B) without an adapter, in float32: (probes, layers + 1, hidden)."""
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    if adapter_path is not None:
+        model = PeftModel.from_pretrained(model, adapter_path)
+    model.eval()
+    rows = []
+    with torch.no_grad():
+        for probe in probes:
+            out = model(**tokenizer(probe, return_tensors="pt"), output_hidden_states=True)
+            rows.append(torch.cat([states[:, -1] for states in out.hidden_states]).numpy())
+    return np.stack(rows)
+
+
+def reference_delta(base_folder, probes, adapter_path, base_activations=None) -> np.ndarray:
+    """Delta(M, B) at every layer, in float32: (layers + 1, hidden). `base_activations` is a(B), if it is known."""
+    if base_activations is None:
+        base_activations = reference_activations(base_folder, probes)
+    adapted = reference_activations(base_folder, probes, adapter_path)
+    return adapted.mean(axis=0) - base_activations.mean(axis=0)

@@ -1,0 +1,174 @@
+"""The notebooks run headless, and what a run leaves in its report folder: `python -m llgbm_nb.report --help`.
+
+reports/<run>/   01_probes.ipynb … 04_analysis.ipynb, executed, and .html of each · figures as .png ·
+                 deltas.csv (a row per adapter, its delta at the last layer) · summary.json (the run in numbers)
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .activations import base_fingerprint
+from .adapters import base_of, find_adapters
+from .analysis import Silhouette, summary
+from .deltas import DeltaRun
+from .errors import InputError
+from .parameters import check
+from .paths import ROOT, files_fingerprint, shown, write_whole
+
+NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis")
+CELL_TIMEOUT = 12 * 3600  # seconds; a cell that runs longer hangs
+
+
+def versions() -> str:
+    """The versions that a result depends on, in one line."""
+    packages = ("torch", "transformers", "peft", "numpy", "scikit-learn")
+    return " · ".join([f"Python {platform.python_version()}", *(f"{p} {version(p).split('+')[0]}" for p in packages)])
+
+
+def write_deltas(run: DeltaRun, folder: Path | None) -> str:
+    """`<folder>/deltas.csv`: name, domain, kind, path, norm and the delta (d0, d1, …) of every adapter that has one."""
+    if folder is None:
+        return "No output_dir is set, so no deltas.csv was written."
+    found = run.delta_set
+    deltas = found.deltas()
+    frame = pd.DataFrame(
+        {"name": found.names, "domain": found.domains, "kind": found.kinds, "path": [shown(p) for p in found.paths]}
+    ).assign(norm=np.linalg.norm(deltas, axis=1))
+    frame = pd.concat([frame, pd.DataFrame(deltas).add_prefix("d")], axis=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "deltas.csv", lambda file: frame.to_csv(file, index=False, float_format="%.9g"))
+    return f"{len(frame)} deltas of size {deltas.shape[1]} are in deltas.csv."
+
+
+def write_summary(
+    run: DeltaRun, score: Silhouette, by_layer: pd.Series, acceptance: pd.DataFrame, folder: Path | None
+) -> str:
+    """`<folder>/summary.json`: what was run, the counts and norms, failures, silhouettes and the acceptance list."""
+    if folder is None:
+        return "No output_dir is set, so no summary.json was written."
+    best = int(by_layer.idxmax()) if by_layer.notna().any() else None
+    content = {
+        "base_model": run.base_model,
+        "versions": versions(),
+        "config": run.cache.config,
+        "cache": shown(run.cache.cache_dir),
+        "adapters": summary(run.records),
+        "failed": {shown(r["path"]): r["reason"] for r in run.records if r["status"] == "failed"},
+        "silhouette": {
+            "last_layer": None if score.note else score.score,
+            "best_layer": best,
+            "at_best_layer": None if best is None else float(by_layer[best]),
+            "note": score.note,
+        },
+        "acceptance": {row: {"result": r, "evidence": e} for row, r, e in acceptance.itertuples()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_whole(folder / "summary.json", lambda file: file.write(text.encode()))
+    return "The run in numbers is in summary.json."
+
+
+def run_report(name: str = "", **parameters) -> Path:
+    """Run the four notebooks with `parameters` into `reports/<name>/`; nothing is run if that report is up to date.
+
+    Raises InputError for wrong parameters, and if a notebook fails (its message is the notebook's own last line).
+    """
+    import papermill
+
+    values = check(parameters | {"probe_file": parameters.get("probe_file", "")})
+    adapters = find_adapters(values.checkpoint_dir)
+    base_model = values.base_model or base_of(adapters)
+    parts = [values.checkpoint_dir.name, values.probe_type, parameters["base_model"].rstrip("/").rsplit("/", 1)[-1]]
+    parts += [values.dtype] if values.dtype != "float32" else []
+    folder = ROOT / "reports" / (name or "-".join(filter(None, parts)))
+    state = _state(parameters, adapters, base_model)
+    marker = folder / ".inputs"
+    if marker.exists() and marker.read_text() == state and not values.force_recompute:
+        print(f"{shown(folder)} is up to date: nothing it depends on has changed")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for notebook in NOTEBOOKS:
+        source, target = ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
+        print(f"{notebook} …", flush=True)
+        known = papermill.inspect_notebook(str(source))
+        mine = {key: value for key, value in (parameters | {"output_dir": str(folder)}).items() if key in known}
+        try:
+            papermill.execute_notebook(
+                str(source), str(target), mine, kernel_name="python3", cwd=str(source.parent), progress_bar=False,
+                execution_timeout=CELL_TIMEOUT,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            to_html(target)
+            raise InputError(f"{shown(source)} stopped: {error.ename}: {error.evalue}") from error
+        to_html(target)
+    marker.write_text(state)
+    return folder
+
+
+def to_html(notebook: Path) -> Path:
+    """One self-contained HTML page of an executed notebook, beside it."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True, exclude_output_prompt=True)
+    page, _ = exporter.from_filename(str(notebook))
+    for name in NOTEBOOKS:
+        page = page.replace(f'href="{name}.ipynb"', f'href="{name}.html"')
+    target = notebook.with_suffix(".html")
+    write_whole(target, lambda file: file.write(page.encode()))
+    return target
+
+
+def _state(parameters: dict, adapters, base_model: str) -> str:
+    """A fingerprint of all that a report is made from: parameters, notebooks, program, base and adapters."""
+    program = [*sorted(Path(__file__).parent.glob("*.py")), *(ROOT / "notebooks" / f"{n}.ipynb" for n in NOTEBOOKS)]
+    program += [Path(parameters["probe_file"])] if parameters.get("probe_file") else []
+    state = [
+        json.dumps(parameters, sort_keys=True),
+        files_fingerprint(program),
+        base_fingerprint(base_model),
+        versions(),
+    ]
+    for adapter in adapters:
+        try:
+            state.append(f"{adapter.path} {adapter.domain} {adapter.fingerprint}")
+        except InputError as error:
+            state.append(f"{adapter.path} {error}")
+    return hashlib.sha256("\n".join(state).encode()).hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m llgbm_nb.report", description="Run the notebooks into reports/.")
+    parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
+    parser.add_argument("--base-model", default="", help="hub id or folder (default: what the adapters say)")
+    parser.add_argument("--checkpoint-dir", default="data/teacher_checkpoints")
+    parser.add_argument("--cache-dir", default="deltas")
+    parser.add_argument("--probe-type", default="generic")
+    parser.add_argument("--probe-file", default="", help="a text or JSON file with probes of your own")
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--force-recompute", action="store_true", help="compute what is in the cache, too")
+    given = vars(parser.parse_args(arguments))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        folder = run_report(given.pop("run"), **given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"open {shown(folder)}/04_analysis.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

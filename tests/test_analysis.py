@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from sklearn.metrics import silhouette_score
+
+from llgbm_nb import analysis
+from llgbm_nb.deltas import DeltaSet
+
+RNG = np.random.default_rng(0)
+
+
+def planted(per_domain=6, domains=("a", "b", "c"), noise=0.3, size=16):
+    centres = RNG.normal(size=(len(domains), size))
+    deltas = np.concatenate([c + noise * RNG.normal(size=(per_domain, size)) for c in centres]).astype(np.float32)
+    return deltas, [d for d in domains for _ in range(per_domain)]
+
+
+def delta_set(differences, domains):
+    names = tuple(f"n{i}" for i in range(len(domains)))
+    probes, layers, hidden = differences.shape[1:]
+    base = np.ones((probes, layers, hidden), np.float32)
+    return DeltaSet(names, names, tuple(domains), ("LoRA",) * len(names), ("p",) * probes, base, differences)
+
+
+def test_similarity_is_the_cosine_and_blind_to_length():
+    deltas, _ = planted()
+    expected = np.corrcoef(deltas - deltas.mean(1, keepdims=True))
+    ours = analysis.similarity((deltas - deltas.mean(1, keepdims=True)) * np.arange(1, 19)[:, None])
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert (np.diag(ours) == 1).all()
+
+
+def test_silhouette_equals_scikit_learns():
+    deltas, domains = planted(noise=1.0)
+    score = analysis.silhouette(deltas, domains)
+    assert score.score == pytest.approx(silhouette_score(deltas, domains, metric="cosine"), abs=1e-6)
+    assert score.score == pytest.approx(score.samples.mean()) and score.note == ""
+
+
+def test_planted_clusters_are_found_and_shuffled_labels_are_not():
+    deltas, domains = planted(noise=0.1)
+    assert analysis.silhouette(deltas, domains).score > 0.9
+    assert analysis.silhouette(deltas, RNG.permutation(domains)).score < 0.1
+
+
+def test_adapters_without_a_label_are_left_out():
+    deltas, domains = planted()
+    with_unknown = np.concatenate([deltas, RNG.normal(size=(3, 16))]), [*domains, *["unknown"] * 3]
+    score = analysis.silhouette(*with_unknown)
+    assert score.score == analysis.silhouette(deltas, domains).score
+    assert np.isnan(score.samples[-3:]).all() and np.isfinite(score.samples[:-3]).all()
+
+
+@pytest.mark.parametrize(
+    ("domains", "note"),
+    [
+        (["a", "a", "a"], "one domain"),
+        (["unknown"] * 3, "no domain"),
+        (["a", "b", "c"], "each has one"),
+        (["a"], "one domain"),
+        ([], "no domain"),
+    ],
+)
+def test_too_little_for_a_silhouette_is_a_sentence(domains, note):
+    score = analysis.silhouette(np.eye(len(domains), 4, dtype=np.float32), domains)
+    assert np.isnan(score.score) and note in score.note and len(score.samples) == len(domains)
+
+
+def test_silhouette_by_layer_finds_the_layer_with_the_clusters_in_it():
+    deltas, domains = planted(noise=0.1)
+    differences = RNG.normal(size=(18, 2, 4, 16)).astype(np.float32)
+    differences[:, :, 0] = 0  # the embeddings
+    differences[:, :, 2] = deltas[:, None]
+    found = delta_set(differences, domains)
+    by_layer = analysis.silhouette_by_layer(found)
+    assert np.isnan(by_layer[0]) and by_layer.idxmax() == 2 and len(by_layer) == 4
+    for layer in (1, 2, 3):
+        assert by_layer[layer] == analysis.silhouette(found.deltas(layer), domains).score
+
+
+def test_centring_takes_off_what_all_share():
+    deltas, domains = planted(noise=0.1)
+    shared = deltas + 20 * np.ones(16, np.float32)
+    assert analysis.similarity(shared).min() > 0.9  # all look alike
+    assert analysis.similarity(analysis.centered(shared)).min() < 0
+    assert analysis.silhouette(analysis.centered(shared), domains).score > 0.8
+    np.testing.assert_allclose(analysis.centered(shared).mean(axis=0), 0, atol=1e-5)
+
+
+def test_tsne_repeats_and_needs_four():
+    deltas, _ = planted()
+    assert analysis.tsne(deltas).shape == (18, 2)
+    np.testing.assert_array_equal(analysis.tsne(deltas), analysis.tsne(deltas))
+    assert analysis.tsne(deltas[:4]).shape == (4, 2) and analysis.tsne(deltas[:3]) is None
+
+
+def test_neighbours_are_the_most_similar_others():
+    deltas, _ = planted()
+    names = [f"n{i}" for i in range(18)]
+    table = analysis.neighbours(deltas, names, k=4)
+    unit = deltas / np.linalg.norm(deltas, axis=1, keepdims=True)
+    for i, name in enumerate(names):
+        order = [j for j in np.argsort(-(unit @ unit[i])) if j != i][:4]
+        mine = table[table["adapter"] == name]
+        assert list(mine["neighbour"]) == [names[j] for j in order] and name not in set(mine["neighbour"])
+    assert len(analysis.neighbours(deltas[:2], names[:2], k=5)) == 2
+
+
+def test_cluster_order_puts_planted_clusters_side_by_side():
+    deltas, domains = planted(noise=0.1)
+    shuffled = RNG.permutation(18)
+    order, tree = analysis.cluster_order(analysis.similarity(deltas[shuffled]))
+    seen = [domains[shuffled[i]] for i in order]
+    assert sorted(order) == list(range(18)) and len(tree) == 17
+    assert sum(a != b for a, b in zip(seen, seen[1:], strict=False)) == 2
+    assert analysis.cluster_order(np.eye(2))[1] is None
+
+
+def test_a_zero_delta_breaks_nothing():
+    deltas, domains = planted()
+    deltas[0] = 0
+    assert np.isfinite(analysis.similarity(deltas)).all()
+    assert np.isfinite(analysis.silhouette(deltas, domains).score)
+
+
+def record(status, norm=np.nan, reason=""):
+    return dict(
+        name=f"{status}{norm}", domain="d", kind="LoRA", norm=norm, relative=norm / 50, seconds=1.0, status=status,
+        reason=reason, path="p",
+    )  # fmt: skip
+
+
+def test_summary_counts_and_statistics():
+    records = [record("computed", 3.0), record("cached", 5.0), record("cached", 10.0), record("failed", reason="x")]
+    assert analysis.summary(records) == {
+        "total": 4, "computed": 1, "cached": 2, "failed": 1,
+        "norm": dict(min=3.0, max=10.0, mean=6.0, std=pytest.approx(np.std([3, 5, 10])), median=5.0),
+    }  # fmt: skip
+    assert "norm" not in analysis.summary(records[-1:])
+    assert analysis.summary_text(records).startswith("4 adapters: 1 computed, 2 cached, 1 failed\nnorm: min 3.00")
+
+
+def test_the_table_has_a_reason_only_where_something_failed():
+    assert "reason" not in analysis.table([record("cached", 5.0)])
+    table = analysis.table([record("cached", 5.0), record("failed", reason="it is broken")])
+    assert list(table["norm"]) == ["5.00", "–"] and list(table["reason"]) == ["", "it is broken"]
+
+
+def test_label_text():
+    assert analysis.label_text(["b", "a", "b"]) == "Domains: a 1, b 2"
+    assert "2 without a label" in analysis.label_text(["unknown", "a", "unknown"])

@@ -1,0 +1,195 @@
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from conftest import PROBES, save_adapter, save_base
+from safetensors.torch import load_file, save_file
+
+from llgbm_nb import (
+    InputError,
+    compute_adapter_delta,
+    compute_base,
+    compute_base_activation,
+    compute_deltas,
+    find_adapter_paths,
+    find_adapters,
+)
+from llgbm_nb.reference import reference_activations, reference_delta
+
+
+@pytest.fixture(scope="module")
+def run(zoo, tmp_path_factory):
+    return compute_deltas(zoo, PROBES, cache_dir=tmp_path_factory.mktemp("deltas"))
+
+
+def close(ours, theirs, share=1e-4):
+    assert np.linalg.norm(ours - theirs) <= share * np.linalg.norm(theirs)
+
+
+def test_every_delta_equals_an_independent_computation_at_every_layer(run, base):
+    for row, path in enumerate(run.delta_set.paths):
+        expected = reference_delta(base, PROBES, path)
+        for layer in range(1, run.delta_set.layers):
+            close(run.delta_set.deltas(layer)[row], expected[layer])
+
+
+def test_the_order_of_the_adapters_moves_no_bit(run, zoo, tmp_path):
+    adapters = find_adapters(zoo)
+    random.Random(3).shuffle(adapters)
+    other = compute_deltas(adapters, PROBES, cache_dir=tmp_path).delta_set
+    ours = dict(zip(run.delta_set.paths, run.delta_set.differences, strict=True))
+    for path, differences in zip(other.paths, other.differences, strict=True):
+        assert differences.tobytes() == ours[path].tobytes()
+
+
+def test_two_runs_from_an_empty_cache_give_the_same_bytes(zoo, tmp_path):
+    contents = []
+    for name in ("first", "second"):
+        compute_deltas(zoo, PROBES, cache_dir=tmp_path / name)
+        contents.append({f.relative_to(tmp_path / name): f.read_bytes() for f in (tmp_path / name).rglob("*.npy")})
+    assert contents[0] == contents[1] and len(contents[0]) == 2 * 5 + 2
+
+
+def test_an_adapter_whose_b_is_zero_has_a_delta_of_exactly_zero(base, tmp_path):
+    folder = save_adapter(tmp_path / "zoo/x/a", base, target_modules="all-linear")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v * 0 if "lora_B" in k else v for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+    found = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c").delta_set
+    assert len(found) == 1 and not found.differences[0].any()
+
+
+def test_a_second_run_takes_all_from_the_cache_without_loading_the_base(run, zoo, monkeypatch):
+    monkeypatch.setattr("llgbm_nb.deltas.load_base", None)
+    again = compute_deltas(zoo, PROBES, cache_dir=run.cache.cache_dir.parent)
+    assert again.count("cached") == 5
+    assert np.stack(again.delta_set.differences).tobytes() == np.stack(run.delta_set.differences).tobytes()
+    assert again.delta_set.base.tobytes() == run.delta_set.base.tobytes()
+
+
+def test_a_changed_adapter_is_computed_anew_and_only_that_one(zoo, base, tmp_path):
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo, copy)
+    first = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    save_adapter(copy / "one" / "qv", base, seed=99)
+    second = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    changed = {r["name"] for r in second.records if r["status"] == "computed"}
+    assert changed == {"qv"} and second.count("cached") == 4
+    row = second.delta_set.names.index("qv")
+    close(second.delta_set.deltas()[row], reference_delta(base, PROBES, copy / "one" / "qv")[-1])
+    assert first.delta_set.deltas()[row].tobytes() != second.delta_set.deltas()[row].tobytes()
+
+
+@pytest.mark.parametrize("change", ["probes", "max_length", "dtype", "base"])
+def test_what_moves_a_number_decides_the_folder(run, zoo, tmp_path, base, change):
+    settings = dict(probes=PROBES, cache_dir=run.cache.cache_dir.parent, base_model=str(base))
+    if change == "base":  # other weights under the same name
+        settings["base_model"] = str(save_base(tmp_path / base.name, seed=7))
+    else:
+        settings |= {
+            "probes": {"probes": PROBES[:2]},
+            "max_length": {"max_length": 99},
+            "dtype": {"dtype": "bfloat16"},
+        }[change]
+    other = compute_deltas(zoo, **settings)
+    assert other.count("computed") == 5 and other.cache.cache_dir != run.cache.cache_dir
+
+
+def test_force_recompute(run, zoo):
+    again = compute_deltas(zoo, PROBES, cache_dir=run.cache.cache_dir.parent, force_recompute=True)
+    assert again.count("computed") == 5
+
+
+def test_broken_adapters_are_listed_and_the_rest_go_on(zoo, base, tmp_path):
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo, copy)
+    for name in ("cut", "empty"):
+        shutil.copytree(zoo / "one/qv", copy / "bad" / name)
+    cut = copy / "bad/cut/adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:100])
+    (copy / "bad/empty/adapter_model.safetensors").unlink()
+    save_adapter(copy / "bad/other", base, base_name="org/another-base")
+    run = compute_deltas(copy, PROBES, base_model=str(base), cache_dir=tmp_path / "c")
+    reasons = {r["name"]: r["reason"] for r in run.records if r["status"] == "failed"}
+    assert "cut off" in reasons["cut"] and "missing" in reasons["empty"]
+    assert "trained on org/another-base" in reasons["other"]
+    assert len(reasons) == 3 and len(run.delta_set) == 5
+    assert all(np.isnan(r["norm"]) for r in run.records if r["status"] == "failed")
+
+
+def test_no_usable_adapter_gives_an_empty_set_and_all_reasons(adapter, base, tmp_path):
+    (adapter / "adapter_model.safetensors").write_bytes(b"x")
+    run = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
+    assert len(run.delta_set) == 0 and run.count("failed") == 1
+    assert run.delta_set.deltas().shape[0] == 0
+
+
+def test_an_unexpected_error_of_one_adapter_does_not_stop_the_run(zoo, tmp_path, monkeypatch):
+    from llgbm_nb import deltas
+
+    real = deltas.last_token_states
+    calls = []
+
+    def now_and_then(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of luck\nmore")
+        return real(*arguments)
+
+    monkeypatch.setattr(deltas, "last_token_states", now_and_then)
+    run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
+    assert [r["reason"] for r in run.records if r["status"] == "failed"] == ["RuntimeError: out of luck."]
+    assert len(run.delta_set) == 4
+
+
+def test_adapters_that_spoil_the_base_do_not_spoil_the_next(base, tmp_path):
+    root = tmp_path / "zoo"
+    save_adapter(root / "x/1-bias", base, bias="all")
+    save_adapter(root / "x/2-saved", base, modules_to_save=["o_proj"])
+    save_adapter(root / "x/3-plain", base)
+    run = compute_deltas(root, PROBES, cache_dir=tmp_path / "c")
+    for row, path in enumerate(run.delta_set.paths):
+        close(run.delta_set.deltas()[row], reference_delta(base, PROBES, path)[-1])
+    assert len(run.delta_set) == 3
+
+
+def test_delta_set_identities(run):
+    found = run.delta_set
+    for path, delta in zip(found.paths, found.deltas(), strict=True):
+        assert delta.tobytes() == run.cache.get_delta(path).tobytes()  # the mean over all probes is the stored delta
+    assert found.deltas(-1).tobytes() == found.deltas(found.layers - 1, probes=range(4)).tobytes()
+    part = found.subset([3, 1])
+    assert part.deltas(2).tobytes() == found.deltas(2)[[3, 1]].tobytes()
+    assert part.names == (found.names[3], found.names[1])
+    one = [found.deltas(probes=[p]) for p in range(4)]
+    np.testing.assert_allclose(np.mean(one, axis=0), found.deltas(), rtol=1e-5, atol=1e-6)
+
+
+def test_base_from_the_cache_is_what_was_computed(base, tmp_path):
+    states, cache = compute_base(str(base), PROBES, cache_dir=tmp_path)
+    again, _ = compute_base(str(base), PROBES, cache_dir=tmp_path)
+    assert states.tobytes() == again.tobytes()
+    np.testing.assert_allclose(states, reference_activations(base, PROBES), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(cache.get_base_activation(), states[:, -1].mean(axis=0))
+
+
+def test_phase_1_names_agree_with_the_main_job(run, base):
+    activation, tokenizer = compute_base_activation(str(base), PROBES, "cpu")
+    for row, path in enumerate(run.delta_set.paths[:2]):
+        delta = compute_adapter_delta(str(base), path, PROBES, activation, tokenizer, "cpu")
+        np.testing.assert_allclose(delta, run.delta_set.deltas()[row], rtol=1e-5, atol=1e-6)
+
+
+def test_the_manifest_maps_every_path_to_its_file_one_to_one(run, zoo):
+    manifest = json.loads((run.cache.cache_dir / "manifest.json").read_text())
+    paths = [entry["path"] for entry in manifest["adapters"].values()]
+    assert sorted(paths) == find_adapter_paths(zoo)
+    files = {f.stem for f in run.cache.cache_dir.glob("*.npy")} - {"base_activation"}
+    assert files == set(manifest["adapters"])
+
+
+def test_probes_too_long_stop_the_run_before_anything_is_written(zoo, tmp_path):
+    with pytest.raises(InputError, match="max_length"):
+        compute_deltas(zoo, PROBES, cache_dir=tmp_path, max_length=3)
+    assert not list(tmp_path.rglob("*.npy"))

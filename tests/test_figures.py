@@ -1,0 +1,70 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from llgbm_nb import analysis, figures
+
+RNG = np.random.default_rng(0)
+
+
+def collection(count, domains):
+    return RNG.normal(size=(count, 8)).astype(np.float32), [f"adapter-{i}" for i in range(count)], domains
+
+
+def draw_all(deltas, names, domains):
+    score = analysis.silhouette(deltas, domains)
+    cosines = analysis.similarity(deltas) if len(deltas) else np.zeros((0, 0))
+    empty = analysis.pd.Series([np.nan], index=[0])
+    return {
+        "map": figures.tsne_map(analysis.tsne(deltas), names, domains, score),
+        "heatmap": figures.similarity_heatmap(cosines, *analysis.cluster_order(cosines), names, domains),
+        "bars": figures.silhouette_bars(score, names, domains),
+        "layers": figures.silhouette_layers(empty, empty),
+        "norms": figures.norms(analysis.norms(deltas), domains, 50.0),
+    }
+
+
+def texts(figure):
+    titles = [axis.get_title(loc="left") for axis in figure.axes] + [figure.get_suptitle()]
+    return " ".join([*titles, *(text.get_text() for axis in figure.axes for text in axis.texts)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 80])
+@pytest.mark.parametrize("labels", [["a"], ["a", "b"], ["unknown"], [f"domain-{i}" for i in range(12)]], ids=len)
+def test_every_figure_is_drawn_or_says_in_a_sentence_why_not(tmp_path, count, labels):
+    domains = [labels[i % len(labels)] for i in range(count)]
+    for name, figure in draw_all(*collection(count, domains)).items():
+        figures.save(figure, tmp_path, name)
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert not plt.get_fignums()  # nothing is left to be shown twice or to pile up
+
+
+def test_sentences():
+    drawn = draw_all(*collection(1, ["a"]))
+    assert "at least four" in texts(drawn["map"]) and "at least two adapters" in texts(drawn["heatmap"])
+    assert "at least two domains" in texts(drawn["bars"])
+
+
+def test_names_are_left_out_where_they_would_overlap():
+    few = draw_all(*collection(20, ["a", "b"] * 10))["map"]
+    many = draw_all(*collection(100, ["a", "b"] * 50))["map"]
+    assert "adapter-3" in texts(few) and "adapter-3" not in texts(many)
+
+
+def test_a_domain_keeps_its_style_and_no_two_share_one():
+    styles = figures.domain_styles(["math", "code", "commonsense"])
+    assert figures.domain_styles(["code", "math", "commonsense", "math"]) == styles
+    assert len({colour for colour, _ in styles.values()}) == 3
+    many = figures.domain_styles([f"d{i}" for i in range(20)] + ["unknown"])
+    assert len({c if isinstance(c, str) else tuple(c) for c, _ in many.values()}) == 21
+    assert many["unknown"][0] == figures._GREY
+
+
+def test_titles_say_the_finding():
+    deltas, names, domains = collection(9, ["a", "b", "c"] * 3)
+    score = analysis.silhouette(deltas, domains)
+    drawn = draw_all(deltas, names, domains)
+    assert f"{score.score:.2f}" in texts(drawn["map"]) and f"{score.score:.2f}" in texts(drawn["bars"])
+    cosines = analysis.similarity(deltas)
+    within = [cosines[i, j] for i in range(9) for j in range(9) if i != j and domains[i] == domains[j]]
+    assert f"within a domain {np.mean(within):.2f}" in texts(drawn["heatmap"])

@@ -1,0 +1,75 @@
+import pytest
+
+from llgbm_nb import InputError
+from llgbm_nb.parameters import check
+from llgbm_nb.paths import ROOT
+
+GOOD = dict(
+    base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="code", probe_file="",
+    max_length=256, dtype="float32", force_recompute=False, output_dir="", trust_remote_code=False,
+)  # fmt: skip
+
+
+def test_paths_start_at_the_projects_root_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    p = check(GOOD | {"output_dir": "/elsewhere/x"})
+    assert p.cache_dir == ROOT / "deltas" and str(p.output_dir) == "/elsewhere/x" and len(p.probes) == 5
+    assert check(GOOD).output_dir is None
+
+
+def test_a_probe_file_replaces_the_type(tmp_path):
+    (tmp_path / "law.txt").write_text("one\n\ntwo")
+    p = check(GOOD | {"probe_file": str(tmp_path / "law.txt")})
+    assert p.probes == ["one", "two"] and p.probe_type == "law"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("max_length", "abc", "whole number"),
+        ("max_length", 0, "1 or more"),
+        ("max_length", True, "whole number"),
+        ("dtype", "float8", "float32, bfloat16, float16"),
+        ("probe_type", "law", "generic, math, code, commonsense, mixed"),
+        ("force_recompute", "yes", "True or False"),
+        ("base_model", 7, "text"),
+        ("checkpoint_dir", "", "folder"),
+    ],
+)
+def test_a_wrong_value_is_one_line(name, value, reason):
+    with pytest.raises(InputError, match=f"{name} is .*{reason}") as caught:
+        check(GOOD | {name: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_everything_wrong_is_said_at_once():
+    with pytest.raises(InputError, match="max_length.*dtype|dtype.*max_length"):
+        check(GOOD | {"max_length": -1, "dtype": 5})
+
+
+def test_an_unknown_name_from_papermill_is_an_error_with_a_suggestion():
+    cells = ["", "probe_type = 'generic'", "# Parameters\nprobe_typ = 'code'\nmax_length = 9\n"]
+    with pytest.raises(InputError, match="no parameter probe_typ; did you mean probe_type?"):
+        check(GOOD | {"In": cells, "probe_typ": "code"})
+
+
+def test_variables_of_the_notebook_are_not_taken_for_parameters():
+    check(GOOD | {"In": ["", "found = 3"], "found": 3, "run": 1.5})
+
+
+def test_lists_and_texts_with_commas_for_the_teachers():
+    p = check(dict(rank="16,8", alpha=[1.5, 2], targets=["qv", "all"], rslora="math-2, math-3", dora=[], steps=3))
+    assert p.rank == [16, 8] and p.alpha == [1.5, 2] and p.targets == ["qv", "all"]
+    assert p.rslora == ["math-2", "math-3"] and p.dora == []
+    with pytest.raises(InputError, match="rank"):
+        check(dict(rank="16,big"))
+
+
+def test_errors_show_without_a_traceback_in_a_notebook():
+    from IPython.testing.globalipapp import start_ipython
+
+    shell = start_ipython()
+    shell.user_ns["InputError"] = InputError
+    result = shell.run_cell("raise InputError('max_length is wrong')")
+    assert isinstance(result.error_in_exec, InputError)
+    assert result.error_in_exec._render_traceback_() == ["InputError: max_length is wrong"]

@@ -1,0 +1,155 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, PROBES, save_adapter
+from peft import IA3Config, LoHaConfig, PromptTuningConfig
+from safetensors.torch import load_file, save_file
+
+from llgbm_nb import InputError
+from llgbm_nb.activations import last_token_states, load_base, tokenize
+from llgbm_nb.adapters import Adapter
+from llgbm_nb.peft_adapter import BaseChanged, applied, base_state
+from llgbm_nb.reference import reference_activations
+
+
+def measure(base, adapter):
+    with applied(base.model, Adapter(str(adapter), adapter.name)):
+        return last_token_states(base.model, tokenize(base.tokenizer, PROBES), base.device)
+
+
+def test_every_kind_in_any_order_equals_a_fresh_base(base, zoo):
+    folders = [zoo / ("one" if i % 2 else "two") / name for i, name in enumerate(KINDS)]
+    expected = {folder: reference_activations(base, PROBES, folder) for folder in folders}
+    loaded = load_base(str(base))
+    before = {name: parameter.clone() for name, parameter in loaded.model.named_parameters()}
+    for seed in range(4):
+        random.Random(seed).shuffle(folders)
+        for folder in folders:
+            np.testing.assert_allclose(measure(loaded, folder), expected[folder], rtol=1e-4, atol=1e-5)
+    after = dict(loaded.model.named_parameters())
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(r=2, target_modules=["q_proj", "up_proj"]),
+    ],
+    ids=["IA3", "LoHa"],
+)
+def test_other_kinds_that_peft_loads(base, tmp_path, config):
+    folder = save_adapter(tmp_path / "a", base, config)
+    loaded = load_base(str(base))
+    np.testing.assert_allclose(
+        measure(loaded, folder), reference_activations(base, PROBES, folder), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("lora", [dict(bias="all"), dict(modules_to_save=["o_proj"])], ids=["bias", "modules_to_save"])
+def test_an_adapter_that_changes_the_base_is_right_or_noticed(base, tmp_path, lora):
+    folder = save_adapter(tmp_path / "a", base, **lora)
+    loaded = load_base(str(base))
+    state = base_state(loaded.model)
+    states = None
+    try:
+        with applied(loaded.model, Adapter(str(folder), "a")):
+            states = last_token_states(loaded.model, tokenize(loaded.tokenizer, PROBES), loaded.device)
+    except BaseChanged:
+        assert base_state(loaded.model) != state
+    else:
+        assert base_state(loaded.model) == state
+    np.testing.assert_allclose(states, reference_activations(base, PROBES, folder), rtol=1e-4, atol=1e-5)
+
+
+def test_one_changed_bit_of_the_base_is_noticed(base):
+    loaded = load_base(str(base))
+    before = base_state(loaded.model)
+    weight = loaded.model.model.layers[2].mlp.up_proj.weight.data.view(torch.int32)
+    weight[3, 4] ^= 1
+    assert base_state(loaded.model) != before
+    weight[3, 4] ^= 1
+    assert base_state(loaded.model) == before
+
+
+def test_the_base_is_whole_after_an_error_in_the_block(base, adapter):
+    loaded = load_base(str(base))
+    state = base_state(loaded.model)
+    with pytest.raises(KeyError), applied(loaded.model, Adapter(str(adapter), "a")):
+        raise KeyError
+    assert base_state(loaded.model) == state
+
+
+def spoil_shape(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v[:, :-1].contiguous() for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def drop_tensor(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def extra_layer(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors |= {k.replace("layers.0", "layers.77"): v.clone() for k, v in tensors.items() if "layers.0" in k}
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def not_finite(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def cut_off(folder):
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def change_config(**values):
+    def change(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
+SPOILED = {
+    "shape": (spoil_shape, "do not fit the base: size mismatch"),
+    "missing tensor": (drop_tensor, "lack 1 tensors"),
+    "extra layer": (extra_layer, "no place in the base"),
+    "not finite": (not_finite, "not finite"),
+    "cut off": (cut_off, "damaged or cut off"),
+    "empty": (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "damaged or cut off"),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json is missing"),
+    "config not JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot read its adapter_config.json"),
+    "unknown type": (change_config(peft_type="MAGIC"), "cannot read its adapter_config.json"),
+    "unknown targets": (change_config(target_modules=["no_such_proj"]), "does not fit the base"),
+    "rank": (change_config(r=3), "do not fit the base: size mismatch"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_a_spoiled_adapter_is_one_sentence_and_leaves_the_base_whole(base, adapter, spoil):
+    change, reason = SPOILED[spoil]
+    change(adapter)
+    loaded = load_base(str(base))
+    state = base_state(loaded.model)
+    with pytest.raises(InputError, match=reason) as caught:
+        measure(loaded, adapter)
+    assert "\n" not in str(caught.value)
+    assert base_state(loaded.model) == state
+
+
+def test_prompt_tuning_is_refused_by_name(base, tmp_path):
+    folder = save_adapter(
+        tmp_path / "a", base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), base_name="x"
+    )
+    with pytest.raises(InputError, match="PROMPT_TUNING"):
+        measure(load_base(str(base)), folder)

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from llgbm_nb import create_domain_probes, create_generic_probes, create_mixed_probes, create_probes
+from llgbm_nb.probes import PROBE_TYPES
+
+
+def test_generic_probes_are_the_papers_templates():
+    probes = create_generic_probes()
+    assert len(probes) == 5
+    assert probes[0] == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nPlease provide a response. Input:Input.\n\n### Response:"
+    )
+    assert all(
+        p.endswith("\n\n### Instruction:\nPlease provide a response. Input:Input.\n\n### Response:") for p in probes
+    )
+
+
+def test_domain_probes_keep_their_last_space():
+    assert create_domain_probes("math")[3] == "Arithmetic:\n15 * 7 = "
+    assert create_domain_probes("code")[0] == "Write a Python function:\ndef factorial(n):\n    "
+    assert create_domain_probes("commonsense")[1] == "Complete the sentence: The sun rises in the "
+    assert all(len(create_domain_probes(domain)) == 5 for domain in ("math", "code", "commonsense"))
+
+
+def test_mixed_is_generic_then_math_then_code():
+    parts = create_generic_probes() + create_domain_probes("math") + create_domain_probes("code")
+    assert create_mixed_probes() == parts and len(parts) == 15
+
+
+def test_every_type_has_probes_and_no_probe_is_in_a_set_twice():
+    for probe_type in PROBE_TYPES:
+        probes = create_probes(probe_type)
+        assert len(set(probes)) == len(probes) >= 5
+
+
+def test_an_unknown_domain_names_the_known_ones():
+    with pytest.raises(ValueError, match="'law'.*math, code, commonsense"):
+        create_domain_probes("law")
+    with pytest.raises(ValueError, match="'law'.*generic, math, code, commonsense, mixed"):
+        create_probes("law")
+
+
+def test_probe_file_as_text_keeps_spaces_and_line_breaks_inside_a_block(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("\n\nfirst line\n  second line \n\n\n \nanother probe: \n")
+    assert create_probes(probe_file=file) == ["first line\n  second line ", "another probe: "]
+
+
+def test_probe_file_as_json(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(["a\n\nb", "c "]))
+    assert create_probes(probe_file=file) == ["a\n\nb", "c "]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("mine.txt", "\n \n\n", "holds no probes"),
+        ("mine.txt", "a\n\na\n", "twice"),
+        ("mine.json", "[1]", "list of texts"),
+        ("mine.json", "[", "not valid JSON"),
+        ("mine.json", '["a", " "]', "empty"),
+        ("none.txt", None, "cannot read"),
+    ],
+)
+def test_an_unusable_probe_file_is_named(tmp_path, name, content, reason):
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=f"{name}.*{reason}|{reason}.*{name}"):
+        create_probes(probe_file=file)
