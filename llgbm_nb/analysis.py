@@ -142,6 +142,12 @@ def summary_text(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def failure_text(records: list[dict]) -> str:
+    """A line for every adapter that failed, with its reason."""
+    lines = [f"✗ {record['name']}: {record['reason']}" for record in records if record["status"] == "failed"]
+    return "\n".join(lines) or "No adapter failed."
+
+
 def label_text(domains) -> str:
     """How many adapters each domain has, and what is left out of the scores for want of a label."""
     counts = pd.Series(list(domains), dtype=object).value_counts().sort_index()

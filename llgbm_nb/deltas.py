@@ -124,30 +124,38 @@ def compute_deltas(
     records, found = [], []
     for adapter in adapters:
         start = time.perf_counter()
-        status, reason, differences = "cached", _other_base(adapter, base_model), None
-        if not reason and not force_recompute and cache.get_delta(adapter.path) is not None:
-            differences = cache.get_differences(adapter.path)
-        if not reason and differences is None:
+        reason, delta, differences, status = _other_base(adapter, base_model), None, None, "cached"
+        if not reason and not force_recompute:
+            delta, differences = cache.get_delta(adapter.path), cache.get_differences(adapter.path)
+        if not reason and (delta is None or differences is None):
             measure.ready()  # what is wrong with the base or the probes stops the run
+            status = "computed"
             try:
                 fingerprint = adapter.fingerprint
-                status, differences = "computed", measure(adapter)
+                differences = measure(adapter)
+                delta = mean_over_probes(differences[:, -1])
             except InputError as error:
                 reason = str(error)
             else:
-                delta = mean_over_probes(differences[:, -1])
                 about = dict(name=adapter.name, domain=adapter.domain, kind=adapter.kind)
                 cache.save_delta(adapter.path, delta, differences, fingerprint, **about)
                 differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
                 reason = "" if differences is not None else "its files changed while it was measured; run again"
-        record = {"name": adapter.name, "domain": adapter.domain, "kind": adapter.kind, "norm": np.nan}
-        if differences is not None:
+        if not reason:
             found.append((adapter, differences))
-            record["norm"] = float(np.linalg.norm(mean_over_probes(differences[:, -1])))
-        status = "failed" if reason else status
-        record |= {"seconds": time.perf_counter() - start, "status": status, "reason": reason, "path": adapter.path}
-        records.append(record)
-        on_adapter(record)
+        records.append(
+            {
+                "name": adapter.name,
+                "domain": adapter.domain,
+                "kind": adapter.kind,
+                "norm": np.nan if reason else float(np.linalg.norm(delta)),
+                "seconds": time.perf_counter() - start,
+                "status": "failed" if reason else status,
+                "reason": reason,
+                "path": adapter.path,
+            }
+        )
+        on_adapter(records[-1])
 
     base_states = measure.base_states if found else np.zeros((len(probes), 1, 1), np.float32)
     delta_set = _delta_set(found, probes, base_states)

@@ -10,18 +10,21 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 from scipy.cluster.hierarchy import dendrogram
 
 from .adapters import UNKNOWN
 from .analysis import Silhouette
 
-# Okabe and Ito's colours, safe for colour-blind readers; black is kept for text.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
-_MARKERS = "osD^vP*X"
+# Okabe and Ito's colours, safe for colour-blind readers; black is kept for text, and yellow is too faint on white.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_MARKERS = "osD^vPX"
 _GREY = "#999999"
-LABELS = 60  # above so many adapters, names would overlap and are left out
+LABELS = 60  # above so many adapters, names on an axis would overlap and are left out
+MAP_LABELS = 500  # on a map each name looks for a free place; above so many adapters none does
 FONT = 9
 
 sns.set_theme(
@@ -58,6 +61,7 @@ def save(figure, folder: Path | None, name: str):
 def _new_figure(width: float, height: float):
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)  # pyplot forgets it at once: a notebook shows it once, as a cell's value, and nothing piles up
+    FigureCanvasAgg(figure)  # to draw on all the same
     return figure
 
 
@@ -83,10 +87,10 @@ def base_norms(states: np.ndarray):
     norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
     figure = _new_figure(7, 3.2)
     axis = figure.add_subplot()
-    axis.plot(norms.T, color=_GREY, linewidth=0.8)
-    axis.plot(norms.mean(axis=0), color=_COLOURS[0], linewidth=2)
+    axis.plot(norms.mean(axis=0), color=_COLOURS[5], linewidth=5)
+    axis.plot(norms.T, color="#333333", linewidth=0.6)
     axis.legend(
-        [Line2D([], [], color=_COLOURS[0], lw=2), Line2D([], [], color=_GREY, lw=0.8)], ["mean", "one probe"],
+        [Line2D([], [], color=_COLOURS[5], lw=5), Line2D([], [], color="#333333", lw=0.6)], ["mean", "one probe"],
         frameon=False, loc="upper left", bbox_to_anchor=(1, 1),
     )  # fmt: skip
     axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
@@ -106,9 +110,10 @@ def probe_similarity(states: np.ndarray, cosines: np.ndarray):
         annot_kws={"fontsize": 7}, xticklabels=names, yticklabels=names, cbar_kws={"label": "cosine"},
     )  # fmt: skip
     axis.tick_params(axis="x", rotation=90)
+    axis.tick_params(axis="y", rotation=0)
     pairs = cosines[~np.eye(count, dtype=bool)]
-    low = f"cosine {pairs.min():.2f} to {pairs.max():.2f}" if count > 1 else "one probe only"
-    axis.set_title(f"How alike the probes look to the base: {low}")
+    spread = sorted({f"{pairs.min():.2f}", f"{pairs.max():.2f}"}, key=float) if count > 1 else ["of one probe only"]
+    axis.set_title(f"The probes to the base: cosine {' to '.join(spread)}")
     return figure
 
 
@@ -144,17 +149,53 @@ def tsne_map(points: np.ndarray | None, names, domains, score: Silhouette):
     axis = figure.add_subplot()
     for domain, (colour, marker) in domain_styles(domains).items():
         mine = points[domains == domain]
-        axis.scatter(mine[:, 0], mine[:, 1], color=colour, marker=marker, s=55, label=domain, edgecolor="white", lw=0.5)
-    if len(names) <= LABELS:
-        for (x, y), name in zip(points, names, strict=True):
-            axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color="#333333")
+        axis.scatter(
+            mine[:, 0],
+            mine[:, 1],
+            color=colour,
+            marker=marker,
+            s=55 if len(names) <= 100 else 25,
+            label=domain,
+            edgecolor="#333333",
+            lw=0.4,
+        )
     axis.legend(title="domain", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
     axis.margins(0.12)
     finding = score.note or f"silhouette by domain {score.score:.2f} at the last layer"
     axis.set_title("\n".join(textwrap.wrap(f"Map of {len(names)} adapters: {finding}", 90)))
     sns.despine(figure)
+    if len(names) <= MAP_LABELS:
+        _label_points(axis, points, names)
     return figure
+
+
+def _label_points(axis, points: np.ndarray, names) -> None:
+    """Names beside their points, each at the first of eight places where it covers no name or point, or left out."""
+    figure = axis.figure
+    figure.draw_without_rendering()  # lays out, so that pixels are final
+    renderer = figure.canvas.get_renderer()
+    spots = axis.transData.transform(points)
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+    places = [
+        (6, 0, "left", "center"),
+        (-6, 0, "right", "center"),
+        (0, 6, "center", "bottom"),
+        (0, -6, "center", "top"),
+    ]
+    places += [(5, 5, "left", "bottom"), (5, -5, "left", "top"), (-5, 5, "right", "bottom"), (-5, -5, "right", "top")]
+    for number, (point, name) in enumerate(zip(points, names, strict=True)):
+        others = taken[:number] + taken[number + 1 :]
+        for dx, dy, ha, va in places:
+            label = axis.annotate(
+                name, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=7, color="#333333"
+            )
+            box = label.get_window_extent(renderer)
+            inside = figure.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1
+            if inside and not any(box.overlaps(other) for other in others):
+                taken.append(box)
+                break
+            label.remove()
 
 
 def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
@@ -177,8 +218,7 @@ def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
     bar.set(xticks=[], yticks=[])
     sns.despine(ax=bar, left=True, bottom=True)
     axis = figure.add_subplot(grid[1, 1])
-    bound = max(0.05, float(np.abs(cosines[~np.eye(count, dtype=bool)]).max()))
-    image = axis.imshow(cosines[np.ix_(order, order)], cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
+    image = axis.imshow(cosines[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axis.set(xticks=[], yticks=[])
     if count <= LABELS:
         labels = [names[i] for i in order]
@@ -187,11 +227,9 @@ def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
         axis.yaxis.tick_right()
     axis.tick_params(length=0)
     sns.despine(ax=axis, left=True, bottom=True)
-    figure.colorbar(
-        image, ax=axis, label="cosine of the deltas", shrink=0.6, pad=0.02, extend="max" if bound < 1 else "neither"
-    )
+    figure.colorbar(image, ax=axis, label="cosine of the deltas", shrink=0.6, pad=0.02)
     handles = [Patch(color=colour, label=domain) for domain, (colour, _) in styles.items()]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)), frameon=False)
+    figure.legend(handles=handles, title="domain", loc="outside right upper", frameon=False)
     same = np.equal.outer(np.asarray(domains, dtype=object), np.asarray(domains, dtype=object))
     off = ~np.eye(count, dtype=bool)
     within, across = (f"{cosines[m].mean():.2f}" if m.any() else "–" for m in (same & off, ~same))

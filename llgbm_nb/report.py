@@ -62,7 +62,7 @@ def write_summary(
         "versions": versions(),
         "config": run.cache.config,
         "cache": shown(run.cache.cache_dir),
-        "adapters": summary(run.records),
+        "adapters": {key: n for key, n in summary(run.records).items() if key not in ("computed", "cached")},
         "failed": {shown(r["path"]): r["reason"] for r in run.records if r["status"] == "failed"},
         "silhouette": {
             "last_layer": None if score.note else score.score,

@@ -45,10 +45,22 @@ def test_sentences():
     assert "at least two domains" in texts(drawn["bars"])
 
 
-def test_names_are_left_out_where_they_would_overlap():
-    few = draw_all(*collection(20, ["a", "b"] * 10))["map"]
-    many = draw_all(*collection(100, ["a", "b"] * 50))["map"]
-    assert "adapter-3" in texts(few) and "adapter-3" not in texts(many)
+@pytest.mark.parametrize("count", [15, 150])
+def test_no_two_names_on_the_map_overlap(count):
+    deltas, names, domains = collection(count, ["a", "b", "c"] * (count // 3))
+    figure = figures.tsne_map(analysis.tsne(deltas), names, domains, analysis.silhouette(deltas, domains))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) >= min(count, 15) * 2 // 3
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def test_names_on_the_axes_are_left_out_where_they_would_overlap():
+    for count, there in ((20, True), (100, False)):
+        drawn = draw_all(*collection(count, ["a", "b"] * (count // 2)))
+        for name in ("heatmap", "bars"):
+            ticks = [label.get_text() for axis in drawn[name].axes for label in axis.get_yticklabels()]
+            assert ("adapter-3" in ticks) is there
 
 
 def test_a_domain_keeps_its_style_and_no_two_share_one():
