@@ -91,7 +91,7 @@ def run_report(name: str = "", **parameters) -> Path:
     parts = [values.checkpoint_dir.name, values.probe_type, parameters["base_model"].rstrip("/").rsplit("/", 1)[-1]]
     parts += [values.dtype] if values.dtype != "float32" else []
     folder = ROOT / "reports" / (name or "-".join(filter(None, parts)))
-    state = _state(parameters, adapters, base_model)
+    state = _state(parameters, adapters, base_model, values.probe_file)
     marker = folder / ".inputs"
     if marker.exists() and marker.read_text() == state and not values.force_recompute:
         print(f"{shown(folder)} is up to date: nothing it depends on has changed")
@@ -103,11 +103,11 @@ def run_report(name: str = "", **parameters) -> Path:
         source, target = ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
         print(f"{notebook} …", flush=True)
         known = papermill.inspect_notebook(str(source))
-        mine = {key: value for key, value in (parameters | {"output_dir": str(folder)}).items() if key in known}
+        mine = {key: value for key, value in (parameters | {"output_dir": shown(folder)}).items() if key in known}
         try:
             papermill.execute_notebook(
                 str(source), str(target), mine, kernel_name="python3", cwd=str(source.parent), progress_bar=False,
-                execution_timeout=CELL_TIMEOUT,
+                execution_timeout=CELL_TIMEOUT, extra_arguments=["--IPKernelApp.log_level=40"],
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             to_html(target)
@@ -130,10 +130,10 @@ def to_html(notebook: Path) -> Path:
     return target
 
 
-def _state(parameters: dict, adapters, base_model: str) -> str:
+def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None) -> str:
     """A fingerprint of all that a report is made from: parameters, notebooks, program, base and adapters."""
     program = [*sorted(Path(__file__).parent.glob("*.py")), *(ROOT / "notebooks" / f"{n}.ipynb" for n in NOTEBOOKS)]
-    program += [Path(parameters["probe_file"])] if parameters.get("probe_file") else []
+    program += [probe_file] if probe_file else []
     state = [
         json.dumps(parameters, sort_keys=True),
         files_fingerprint(program),

@@ -1,0 +1,97 @@
+"""Every point of the list passes on a sound run, and fails where its cause is planted."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import PROBES
+
+from llgbm_nb import acceptance, compute_deltas
+
+
+@pytest.fixture
+def run(zoo, tmp_path):
+    return compute_deltas(zoo, PROBES, cache_dir=tmp_path / "deltas")
+
+
+def results(run, sample=3):
+    table = acceptance.check_acceptance(run, sample)
+    return {name[0]: result for name, result in table["result"].items()}
+
+
+def again(run, zoo):
+    return compute_deltas(zoo, PROBES, cache_dir=run.cache.cache_dir.parent)
+
+
+def test_a_sound_run_passes(run):
+    assert set(results(run).values()) == {"pass"} and len(results(run)) == 7
+
+
+def test_half_precision_is_checked_in_float32(zoo, tmp_path):
+    run = compute_deltas(zoo, PROBES, cache_dir=tmp_path, dtype="bfloat16")
+    assert set(results(run).values()) == {"pass"}
+
+
+def test_nothing_is_computed_anew_for_a_sample_of_zero(run):
+    found = results(run, sample=0)
+    assert found["5"] == found["7"] == "not checked"
+
+
+def test_the_sample_takes_new_variants_first(run):
+    kinds = {kind.split()[0] for kind in run.delta_set.kinds}
+    picked = [run.delta_set.kinds[run.delta_set.paths.index(a.path)] for a in acceptance.pick_sample(run, 3)]
+    assert {kind.split()[0] for kind in picked} == kinds == {"LoRA", "rsLoRA", "DoRA"}
+
+
+def test_a_wrong_delta_in_the_cache_fails_the_last_point(run, zoo):
+    for file in (run.cache.cache_dir / "activations").glob("*.npy"):
+        if file.stem != "base":
+            np.save(file, np.load(file) * np.float32(1.001))
+    assert results(again(run, zoo))["7"] == "FAIL"
+
+
+def test_a_file_that_the_manifest_does_not_know_fails_the_third(run):
+    np.save(run.cache.cache_dir / "stray.npy", np.zeros(3, np.float32))
+    assert results(run, 0)["3"] == "FAIL"
+
+
+def test_a_path_twice_in_the_manifest_fails_the_third(run):
+    file = run.cache.cache_dir / "manifest.json"
+    manifest = json.loads(file.read_text())
+    one, other, *_ = manifest["adapters"].values()
+    one["path"] = other["path"]
+    file.write_text(json.dumps(manifest))
+    assert results(run, 0)["3"] == "FAIL"
+
+
+def test_a_zero_delta_fails_the_fourth(run, zoo):
+    file = next(f for f in (run.cache.cache_dir / "activations").glob("*.npy") if f.stem != "base")
+    np.save(file, np.zeros_like(np.load(file)))
+    assert results(again(run, zoo), 0)["4"] == "FAIL"
+
+
+def test_a_measurement_that_does_not_repeat_fails_the_fifth(run, monkeypatch):
+    from llgbm_nb import deltas
+
+    real, rng = deltas.last_token_states, np.random.default_rng(0)
+    noise = lambda *a: real(*a) + np.float32(1e-6) * rng.normal(size=1).astype(np.float32)  # noqa: E731
+    monkeypatch.setattr(deltas, "last_token_states", noise)
+    assert acceptance._deterministic(run, acceptance.pick_sample(run, 1))[0] == "FAIL"
+
+
+def test_memory_that_grows_fails_the_second(monkeypatch):
+    monkeypatch.setattr(acceptance, "memory_growth", lambda: 0.05)
+    assert acceptance._memory() == ("FAIL", "below 5 % from adapter 20 to adapter 200 (tiny Qwen2, this process)")
+
+
+def test_memory_growth_sees_a_leak(monkeypatch):
+    kept, real = [], acceptance.last_token_states
+    monkeypatch.setattr(acceptance, "last_token_states", lambda *a: kept.append(np.ones(1 << 19)) or real(*a))
+    assert acceptance.memory_growth() > 0.1  # 4 MiB for each of 180 adapters
+
+
+def test_one_domain_is_not_a_failure(run):
+    from dataclasses import replace
+
+    one = replace(run, delta_set=replace(run.delta_set, domains=("x",) * 5))
+    assert results(one, 0)["6"] == "not checked"

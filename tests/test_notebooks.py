@@ -1,0 +1,187 @@
+"""The notebooks as people call them: papermill from the shell, wrong parameters, small and broken collections."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import save_adapter
+
+from llgbm_nb import report
+from llgbm_nb.paths import ROOT
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def papermill(notebook, *arguments, cwd=ROOT, **parameters):
+    options = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
+    command = [BIN / "papermill", "--no-progress-bar", notebook, *arguments, *options]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+
+
+def printed(notebook) -> str:
+    """All text that an executed notebook shows."""
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain") or "\n".join(o.traceback) for o in outputs)
+
+
+@pytest.fixture(scope="module")
+def executed(zoo, base, tmp_path_factory):
+    """All four notebooks run over the tiny collection, into one output folder."""
+    folder = tmp_path_factory.mktemp("executed")
+    for name in report.NOTEBOOKS:
+        settings = dict(checkpoint_dir=zoo, output_dir=folder / "out")
+        if name != "01_probes":
+            settings["cache_dir"] = folder / "deltas"
+        done = papermill(f"notebooks/{name}.ipynb", folder / f"{name}.ipynb", **settings)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_what_a_run_leaves_behind(executed):
+    out = executed / "out"
+    figures = {"probe_tokens", "base_norms", "probe_similarity", "norms", "tsne", "similarity", "silhouette"}
+    assert {f.stem for f in out.glob("*.png")} == figures | {"silhouette_by_layer"}
+    frame = pd.read_csv(out / "deltas.csv")
+    assert frame.shape == (5, 5 + 32) and list(frame)[:6] == ["name", "domain", "kind", "path", "norm", "d0"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["adapters"]["total"] == 5 and summary["failed"] == {}
+    assert {point["result"] for point in summary["acceptance"].values()} == {"pass"}
+
+
+def test_the_csv_holds_the_deltas_of_the_cache(executed):
+    frame = pd.read_csv(executed / "out" / "deltas.csv")
+    manifest = next((executed / "deltas").glob("*/manifest.json"))
+    for entry in json.loads(manifest.read_text())["adapters"].values():
+        row = frame[frame["name"] == entry["name"]].filter(regex=r"^d\d+$").to_numpy(np.float32)[0]
+        np.testing.assert_array_equal(row, np.load(manifest.parent / entry["file"]))
+
+
+def test_the_outputs_are_clean(executed):
+    """No warnings, no errors, no text on stderr, nothing of this machine's paths but the given ones."""
+    for name in report.NOTEBOOKS:
+        notebook = nbformat.read(executed / f"{name}.ipynb", 4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                assert output.output_type != "error" and output.get("name") != "stderr", output
+        assert "Warning" not in printed(notebook)
+
+
+@pytest.mark.parametrize("cwd", [ROOT, ROOT / "notebooks"], ids=["root", "notebooks"])
+@pytest.mark.parametrize("to_stdout", [False, True], ids=["file", "stdout"])
+def test_probe_type_code_from_the_shell(zoo, tmp_path, cwd, to_stdout):
+    notebook = "notebooks/03_teacher_deltas.ipynb" if cwd == ROOT else "03_teacher_deltas.ipynb"
+    settings = dict(probe_type="code", checkpoint_dir=zoo, cache_dir=tmp_path / "deltas")
+    done = papermill(notebook, *([] if to_stdout else [tmp_path / "out.ipynb"]), cwd=cwd, **settings)
+    assert done.returncode == 0, done.stderr
+    if to_stdout:
+        (tmp_path / "out.ipynb").write_text(done.stdout)
+    assert "5 adapters: 5 computed, 0 cached, 0 failed" in printed(nbformat.read(tmp_path / "out.ipynb", 4))
+    assert [f.name.rsplit("-", 1)[0] for f in (tmp_path / "deltas").iterdir()] == ["code"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        (dict(max_length="abc"), "max_length is 'abc'; it must be a whole number"),
+        (dict(probe_typ="code"), "there is no parameter probe_typ; did you mean probe_type?"),
+        (dict(dtype="float8"), "choose one of float32, bfloat16, float16"),
+        (dict(max_length=4), "its end, where the hidden state is read, would be cut off"),
+        (dict(checkpoint_dir="/nowhere"), "the checkpoint folder /nowhere does not exist"),
+        (dict(base_model="no/such-base"), "cannot find the base model 'no/such-base'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_parameter_is_one_line_in_the_notebook(zoo, tmp_path, parameters, sentence):
+    settings = dict(checkpoint_dir=zoo, cache_dir=tmp_path / "deltas") | parameters
+    done = papermill("notebooks/03_teacher_deltas.ipynb", tmp_path / "out.ipynb", **settings)
+    assert done.returncode != 0 and sentence in done.stderr
+    errors = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells for o in c.get("outputs", []) if "ename" in o]
+    assert len(errors) == 1 and len(errors[0]["traceback"]) == 1 and sentence in errors[0]["traceback"][0]
+
+
+def spoiled_zoos(base, root):
+    """Collections that leave little or nothing to analyse."""
+    save_adapter(root / "one" / "x" / "a", base)
+    for name in ("a", "b", "c"):
+        save_adapter(root / "one-domain" / "x" / name, base, seed=ord(name))
+        save_adapter(root / "no-labels" / name, base, seed=ord(name))
+    shutil.copytree(root / "one", root / "all-broken")
+    (root / "all-broken/x/a/adapter_model.safetensors").write_bytes(b"")
+    shutil.copytree(root / "one-domain", root / "some-broken")
+    (root / "some-broken/x/b/adapter_model.safetensors").write_bytes(b"")
+    (root / "some-broken/x/c/adapter_config.json").write_text("{")
+
+
+@pytest.mark.parametrize("kind", ["one", "one-domain", "no-labels", "all-broken", "some-broken"])
+def test_small_and_broken_collections_go_through_with_sentences(base, tmp_path, kind):
+    spoiled_zoos(base, tmp_path)
+    for name in ("03_teacher_deltas", "04_analysis"):
+        settings = dict(checkpoint_dir=tmp_path / kind, cache_dir=tmp_path / "deltas", output_dir=tmp_path / "out")
+        done = papermill(f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", base_model=base, **settings)
+        assert done.returncode == 0, done.stderr
+    text = printed(nbformat.read(tmp_path / "04_analysis.ipynb", 4))
+    assert {
+        "one": "No adapter failed",
+        "one-domain": "there is one domain here",
+        "no-labels": "3 without a label",
+        "all-broken": "✗ a: adapter_model.safetensors is damaged or cut off",
+        "some-broken": "✗ c: PEFT cannot read its adapter_config.json",
+    }[kind] in text
+    assert len(json.loads((tmp_path / "out/summary.json").read_text())["failed"]) == {
+        "all-broken": 1,
+        "some-broken": 2,
+    }.get(kind, 0)
+
+
+def test_teachers_of_your_own(base, tmp_path):
+    pairs = [{"prompt": f"What is {i}?", "response": f"It is {i}."} for i in range(12)]
+    (tmp_path / "law.json").write_text(json.dumps(pairs))
+    settings = dict(
+        data=tmp_path / "law.json", base_model=base, teacher_dir=tmp_path / "teachers", splits=2, rank="4,2"
+    )
+    settings |= dict(alpha=8, targets="qv", rslora="", dora="law-2", steps=2)
+    done = papermill("notebooks/00_teachers.ipynb", tmp_path / "out.ipynb", **settings)
+    assert done.returncode == 0, done.stderr
+    assert sorted(f.name for f in (tmp_path / "teachers/law").iterdir()) == ["law-1", "law-2"]
+
+
+def test_a_report_is_made_once(zoo, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
+    run = f"test-{os.getpid()}"
+    arguments = ["--run", run, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
+    folder = ROOT / "reports" / run
+    try:
+        assert report.main(arguments) == 0
+        assert {f.suffix for f in folder.iterdir() if f.suffix} == {".ipynb", ".html", ".png", ".csv", ".json"}
+        for page in folder.glob("*.html"):
+            text = page.read_text()
+            assert 'src="http' not in text and ".ipynb" not in "".join(re.findall(r'href="[^"]*"', text))
+        times = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
+        assert report.main(arguments) == 0 and "up to date" in capsys.readouterr().out
+        assert {f: f.stat().st_mtime_ns for f in folder.iterdir()} == times
+        assert report.main([*arguments, "--probe-type", "law"]) == 1
+        assert "probe_type is 'law'" in capsys.readouterr().err
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_committed_notebooks_are_small_executed_and_clean():
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert file.stat().st_size < 1e6
+        notebook = nbformat.read(file, 4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+        assert code[1].source.startswith("from llgbm_nb.parameters import check")
+        assert all(cell.execution_count for cell in code)
+        assert str(ROOT) not in file.read_text() and str(Path.home()) not in file.read_text()
+        assert "stderr" not in {o.get("name") for cell in code for o in cell.outputs}
