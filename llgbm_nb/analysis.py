@@ -26,6 +26,8 @@ class Silhouette:
 
 def similarity(deltas: np.ndarray) -> np.ndarray:
     """Cosine of every pair of rows: (adapters, adapters), diagonal exactly 1. A zero delta is similar to nothing."""
+    if not len(deltas):
+        return np.zeros((0, 0))
     cosines = cosine_similarity(deltas.astype(np.float64))
     np.fill_diagonal(cosines, 1.0)
     return cosines

@@ -157,10 +157,9 @@ def compute_deltas(
         )
         on_adapter(records[-1])
 
-    base_states = measure.base_states if found else np.zeros((len(probes), 1, 1), np.float32)
-    delta_set = _delta_set(found, probes, base_states)
+    delta_set = _delta_set(found, probes, measure.base_states)
     for record in records:
-        record["relative"] = record["norm"] / delta_set.base_norm() if found else np.nan
+        record["relative"] = record["norm"] / delta_set.base_norm()
     return DeltaRun(delta_set, records, cache, base_model)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 class _Line:
     """A file for tqdm to write its line to: an output of the notebook that is updated in place."""
 
-    def __init__(self):
+    def __init__(self, text: str):
         from IPython.display import TextDisplayObject, display
 
         class Text(TextDisplayObject):
@@ -19,7 +19,7 @@ class _Line:
                 return self.data
 
         self._text = Text
-        self._handle = display(Text(""), display_id=True)
+        self._handle = display(Text(text), display_id=True)
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
@@ -33,7 +33,7 @@ def progress(total: int, unit: str) -> tqdm:
     """A tqdm bar over `total` things called `unit`; in a notebook it ends as the line "15/15 adapters"."""
     if "ipykernel" not in sys.modules:
         return tqdm(total=total, unit=f" {unit}")
-    line = _Line()
+    line = _Line(f"0/{total} {unit}")
     bar = tqdm(
         total=total, unit=unit, file=line, ascii=" ━", ncols=80, mininterval=0.5,
         bar_format="{n_fmt}/{total_fmt} {unit} {bar} {elapsed} so far, {remaining} to go",

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -123,8 +124,7 @@ def to_html(notebook: Path) -> Path:
 
     exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True, exclude_output_prompt=True)
     page, _ = exporter.from_filename(str(notebook))
-    for name in NOTEBOOKS:
-        page = page.replace(f'href="{name}.ipynb"', f'href="{name}.html"')
+    page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
     target = notebook.with_suffix(".html")
     write_whole(target, lambda file: file.write(page.encode()))
     return target

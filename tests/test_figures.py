@@ -13,7 +13,7 @@ def collection(count, domains):
 
 def draw_all(deltas, names, domains):
     score = analysis.silhouette(deltas, domains)
-    cosines = analysis.similarity(deltas) if len(deltas) else np.zeros((0, 0))
+    cosines = analysis.similarity(deltas)
     empty = analysis.pd.Series([np.nan], index=[0])
     return {
         "map": figures.tsne_map(analysis.tsne(deltas), names, domains, score),
