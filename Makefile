@@ -3,7 +3,6 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
-OUTPUTS := jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
 
 # What can be passed on: make report PROBE=code BASE=Qwen/Qwen2.5-1.5B ZOO=data/teacher_checkpoints
 PROBE      ?=
@@ -49,7 +48,8 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir . notebooks/04_analysis.ipynb
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
-	$(BIN)/$(OUTPUTS) notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 bench-memory: $(READY)  ## resident memory over 200 adapters of the demo base
 	$(BIN)/python benchmarks/memory.py

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE as HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -29,13 +30,11 @@ BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of th
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A causal language model in evaluation mode, with its tokenizer. `name` is what adapters call it."""
+    """A causal language model in evaluation mode, its tokenizer, and the device that it is on."""
 
-    name: str
     model: torch.nn.Module
     tokenizer: object
     device: torch.device
-    dtype: str
 
 
 def load_base(
@@ -51,29 +50,23 @@ def load_base(
         raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
     where = torch.device(pick_device(device))
     folder = base_folder(name)
-    tokenizer = load_tokenizer(name, trust_remote_code)
-    try:
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-            )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise InputError(
-            f"cannot load the base model {name!r} from {shown(folder)}: {first_sentence(error)}"
-        ) from error
-    return BaseModel(name, model.to(where).eval().requires_grad_(False), tokenizer, where, dtype)
+    tokenizer = _load(AutoTokenizer, name, folder, trust_remote_code=trust_remote_code)
+    options = dict(dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True)
+    model = _load(AutoModelForCausalLM, name, folder, **options)
+    return BaseModel(model.to(where).eval().requires_grad_(False), tokenizer, where)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False):
     """The base's tokenizer. Raises InputError if it cannot be loaded."""
-    folder = base_folder(name)
+    return _load(AutoTokenizer, name, base_folder(name), trust_remote_code=trust_remote_code)
+
+
+def _load(auto_class, name: str, folder: Path, **options):
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise InputError(
-            f"cannot load the tokenizer of {name!r} from {shown(folder)}: {first_sentence(error)}"
-        ) from error
+            return auto_class.from_pretrained(folder, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"cannot load the base {name!r} from {shown(folder)}: {first_sentence(error)}") from error
 
 
 def base_folder(name: str) -> Path:
@@ -101,7 +94,7 @@ def base_folder(name: str) -> Path:
 
 
 def base_fingerprint(name: str) -> str:
-    """SHA-256 of what decides the base's hidden states: its configuration, weights and tokenizer files.
+    """SHA-256 of what decides the base's hidden states: its configuration, weights, tokenizer and code of its own.
 
     The model is not loaded for it. Raises InputError as `base_folder` does.
     """
@@ -109,7 +102,7 @@ def base_fingerprint(name: str) -> str:
     return files_fingerprint(
         file
         for file in sorted(folder.iterdir())
-        if file.suffix in {".json", ".safetensors", ".model", ".txt"} and file.name != "generation_config.json"
+        if file.suffix in {".json", ".safetensors", ".model", ".txt", ".py"} and file.name != "generation_config.json"
     )
 
 
@@ -165,7 +158,7 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
     if not np.isfinite(result).all():
         probe, layer = np.argwhere(~np.isfinite(result).all(axis=-1))[0]
-        raise InputError(f"the hidden state of probe {probe + 1} at layer {layer} is not finite; try dtype float32")
+        raise InputError(f"the hidden state of probe {probe + 1} at layer {layer} is not finite (dtype {model.dtype})")
     return result
 
 

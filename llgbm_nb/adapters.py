@@ -8,11 +8,12 @@ import json
 import os
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from .errors import InputError
-from .paths import files_fingerprint, shown
+from .paths import files_fingerprint, from_root, shown
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
@@ -26,12 +27,21 @@ class Adapter:
     path: str
     name: str
     domain: str = UNKNOWN
-    config: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def config(self) -> dict:
+        """Its `adapter_config.json`; {} if that is missing or not JSON (the run lists the adapter with the reason)."""
+        try:
+            config = json.loads((Path(self.path) / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return config if isinstance(config, dict) else {}
 
     @property
     def base_model(self) -> str:
         """The base that the adapter says it was trained on; "" if it does not say."""
-        return self.config.get("base_model_name_or_path") or ""
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) else ""
 
     @property
     def kind(self) -> str:
@@ -48,17 +58,16 @@ class Adapter:
         try:
             return files_fingerprint([Path(self.path) / CONFIG, self.weights_file])
         except OSError as error:
-            raise InputError(f"{Path(error.filename).name} cannot be read ({error.strerror})") from error
+            raise InputError(f"its files cannot be read ({error.strerror or error})") from error
 
     @property
     def weights_file(self) -> Path:
         """The file that holds the weights. Raises InputError if config or weights are missing."""
-        for name in (CONFIG, *WEIGHTS):
-            file = Path(self.path) / name
-            if name != CONFIG and file.is_file():
-                return file
-            if name == CONFIG and not file.is_file():
-                raise InputError(f"{CONFIG} is missing")
+        if not (Path(self.path) / CONFIG).is_file():
+            raise InputError(f"{CONFIG} is missing")
+        for name in WEIGHTS:
+            if (Path(self.path) / name).is_file():
+                return Path(self.path) / name
         raise InputError(f"{WEIGHTS[0]} is missing")
 
     def read_tensors(self) -> dict:
@@ -79,9 +88,10 @@ class Adapter:
         except SafetensorError as error:
             raise InputError(f"{file.name} is damaged or cut off ({error})") from error
         except Exception as error:  # torch.load raises many kinds for a damaged or unsafe pickle
-            raise InputError(f"{file.name} cannot be read as plain tensors ({str(error).splitlines()[0]})") from error
-        if not tensors:
-            raise InputError(f"{file.name} holds no tensors")
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"{file.name} cannot be read as plain tensors ({reason})") from error
+        if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
+            raise InputError(f"{file.name} does not hold tensors by name")
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(f"{file.name} has values that are not finite, in {name}")
@@ -95,14 +105,14 @@ def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
     """
     if not Path(checkpoint_dir).is_dir():
         raise InputError(f"the checkpoint folder {shown(checkpoint_dir)} does not exist; set checkpoint_dir")
-    found, seen = [], set()
+    found = []
     for folder, subfolders, files in os.walk(checkpoint_dir, followlinks=True):
-        real = os.path.realpath(folder)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if real in seen:  # a link that leads back up
-            subfolders.clear()
-            continue
-        seen.add(real)
+        above = Path(os.path.realpath(folder))
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and not above.is_relative_to(os.path.realpath(os.path.join(folder, name)))
+        ]  # a link that leads back up is not followed
         if CONFIG in files or any(name in files for name in WEIGHTS):
             found.append(folder)
     return sorted(found)
@@ -133,27 +143,26 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
         if stray := sorted(set(labels) - set(absolute)):
             warnings.warn(f"labels.csv names {len(stray)} folders without an adapter, such as {stray[0]}", stacklevel=2)
     short = ["/".join(part[1:]) or (part[0] if part else root.name) for part in parts]
-    twice = Counter(short)
-    names = [name if twice[name] == 1 else "/".join(part) for name, part in zip(short, parts, strict=True)]
-    return [
-        Adapter(path, name, domain, _read_config(path))
-        for path, name, domain in zip(paths, names, domains, strict=True)
-    ]
+    times = Counter(short)
+    names = [name if times[name] == 1 else "/".join(part) for name, part in zip(short, parts, strict=True)]
+    if len(set(names)) < len(names):
+        names = ["/".join(part) for part in parts]
+    return [Adapter(*each) for each in zip(paths, names, domains, strict=True)]
 
 
 def same_base(one: str, other: str) -> bool:
     """Whether two names mean the same base model.
 
-    Equal hub ids or paths do; a local folder and a hub id do if their last parts agree ("/models/Qwen2.5-1.5B" and
-    "Qwen/Qwen2.5-1.5B"), and so does a snapshot folder of the hub's cache ("…/models--Qwen--Qwen2.5-1.5B/snapshots/…").
-    Two different hub ids never do.
+    Two hub ids do if they are equal, two folders if they are the same folder, a hub id and a folder if their last parts
+    agree ("Qwen/Qwen2.5-1.5B" and "/models/Qwen2.5-1.5B"). A snapshot in the hub's cache counts as its hub id.
     """
     one, other = _hub_name(one), _hub_name(other)
-    if one == other:
-        return True
-    if _is_hub_id(one) and _is_hub_id(other):
-        return False
-    return Path(one).name.lower() == Path(other).name.lower()
+    hub_ids = _is_hub_id(one) + _is_hub_id(other)
+    if hub_ids == 2:
+        return one == other
+    if hub_ids == 1:
+        return Path(one).name.lower() == Path(other).name.lower()
+    return os.path.realpath(from_root(one)) == os.path.realpath(from_root(other))
 
 
 def base_of(adapters: list[Adapter]) -> str:
@@ -165,15 +174,6 @@ def base_of(adapters: list[Adapter]) -> str:
     if not named:
         raise InputError(f"no adapter says in its {CONFIG} which base model it belongs to; set base_model")
     return min(named, key=lambda name: (-named[name], name))
-
-
-def _read_config(path: str) -> dict:
-    """The adapter's config; {} if it is missing or not JSON (the run lists that adapter with the reason)."""
-    try:
-        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _read_labels(root: Path) -> dict[str, str] | None:
@@ -189,7 +189,7 @@ def _read_labels(root: Path) -> dict[str, str] | None:
 
 
 def _targets_in_short(targets) -> str:
-    if not targets or isinstance(targets, str):
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         return "all linear" if targets == "all-linear" else str(targets or "")
     short = {target.rsplit(".", 1)[-1].removesuffix("_proj") for target in targets}
     if short == {"q", "k", "v", "o", "gate", "up", "down"}:
@@ -207,4 +207,4 @@ def _hub_name(name: str) -> str:
 
 
 def _is_hub_id(name: str) -> bool:
-    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not Path(name).exists()
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not from_root(name).exists()

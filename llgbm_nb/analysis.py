@@ -138,7 +138,9 @@ def table(records: list[dict]) -> pd.DataFrame:
 def summary_text(records: list[dict]) -> str:
     """`summary` in two or three lines."""
     numbers = summary(records)
-    lines = ["{total} adapters: {computed} computed, {cached} cached, {failed} failed".format(**numbers)]
+    deltas = numbers["computed"] + numbers["cached"]
+    lines = [f"{numbers['total']} adapters: {deltas} with a delta, {numbers['failed']} failed"]
+    lines[0] += f" ({numbers['computed']} computed now, {numbers['cached']} from the cache)"
     if "norm" in numbers:
         lines.append("norm: " + ", ".join(f"{name} {value:.2f}" for name, value in numbers["norm"].items()))
     return "\n".join(lines)
@@ -172,8 +174,9 @@ def neighbour_table(deltas: np.ndarray, names, domains, k: int = 3) -> pd.DataFr
     if len(names) < 2:
         return pd.DataFrame(index=pd.Index(list(names), name="adapter"))
     long = neighbours(deltas, names, k)
-    long["text"] = [f"{name} ({cosine:.2f})" for name, cosine in zip(long["neighbour"], long["cosine"], strict=True)]
-    wide = long.pivot(index="adapter", columns="rank", values="text").loc[list(names)]
-    wide.columns = [f"nearest {rank}" if rank > 1 else "nearest" for rank in wide.columns]
+    k = long["rank"].max()
+    text = [f"{name} ({cosine:.2f})" for name, cosine in zip(long["neighbour"], long["cosine"], strict=True)]
+    columns = [f"nearest {rank}" if rank > 1 else "nearest" for rank in range(1, k + 1)]
+    wide = pd.DataFrame(np.reshape(text, (len(names), k)), pd.Index(list(names), name="adapter"), columns)
     wide.insert(0, "domain", list(domains))
     return wide

@@ -8,7 +8,8 @@
         activations/<id>.npy           a(M) - a(B), float32 (probes, layers + 1, hidden)
 
 An entry counts only while the fingerprint of the adapter's files is the one that it was computed from. Every file is
-written beside its place and renamed; the manifest comes last, so an entry is there whole or not at all.
+written beside its place and renamed. The manifest lists an entry after its files are written, and no longer before they
+are replaced, so an entry is there whole or not at all.
 """
 
 import hashlib
@@ -65,6 +66,7 @@ class DeltaCache:
     cache_dir: str | Path = "deltas"
     _manifest: dict = field(default_factory=dict, init=False, repr=False)
     _stamp: tuple = field(default=(), init=False, repr=False)
+    _keys: dict | None = field(default=None, init=False, repr=False)  # {absolute path: id}, made when it is asked for
 
     def __post_init__(self):
         self.cache_dir = Path(self.cache_dir)
@@ -85,8 +87,9 @@ class DeltaCache:
         return _load(self.cache_dir / "base_activation.npy")
 
     def get_base_activations(self) -> np.ndarray | None:
-        """a(B), float32 (probes, layers + 1, hidden), or None."""
-        return _load(self.cache_dir / "activations" / "base.npy")
+        """a(B), float32 (probes, layers + 1, hidden), or None. It must be what v(B) is the mean of."""
+        activations, mean = _load(self.cache_dir / "activations" / "base.npy"), self.get_base_activation()
+        return activations if _belongs(activations, mean) else None
 
     def save_base_activation(self, activation: np.ndarray, activations: np.ndarray | None = None) -> None:
         """Keep v(B), float32 (hidden,), and with it a(B), float32 (probes, layers + 1, hidden), where it is given."""
@@ -102,10 +105,14 @@ class DeltaCache:
     def get_differences(self, adapter_path: str | Path) -> np.ndarray | None:
         """a(M) - a(B), float32 (probes, layers + 1, hidden), mapped from disk: only what is looked at is read.
 
-        None as in `get_delta`, or if it was not kept.
+        None as in `get_delta`, or if it was not kept or is not what the delta is the mean of.
         """
-        found = self._valid_entry(adapter_path)
-        return None if found is None else _load(self.cache_dir / "activations" / f"{found[0]}.npy", mmap_mode="r")
+        found, delta = self._valid_entry(adapter_path), self.get_delta(adapter_path)
+        if found is None or delta is None:
+            return None
+        file = self.cache_dir / "activations" / f"{found[0]}.npy"
+        # Checked through a mapping of its own, so that what was read for it does not stay in memory.
+        return _load(file, mmap_mode="r") if _belongs(_load(file, mmap_mode="r"), delta) else None
 
     def save_delta(
         self, adapter_path: str | Path, delta: np.ndarray, differences: np.ndarray | None = None,
@@ -120,6 +127,9 @@ class DeltaCache:
         found = self._find(path)
         key = found[0] if found else _id(path)
         delta = np.asarray(delta, dtype=np.float32)
+        if found:
+            del self._read()["adapters"][key]
+            self._write()
         if differences is not None:
             self._save(self.cache_dir / "activations" / f"{key}.npy", differences)
         self._save(self.cache_dir / f"{key}.npy", delta)
@@ -146,14 +156,11 @@ class DeltaCache:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _find(self, path: str | Path) -> tuple[str, dict] | None:
-        entries, wanted = self._read()["adapters"], os.path.abspath(path)
-        key = _id(path)
-        if key in entries and os.path.abspath(entries[key]["path"]) == wanted:
-            return key, entries[key]
-        for key, entry in entries.items():  # the same folder, written differently
-            if os.path.abspath(entry["path"]) == wanted:
-                return key, entry
-        return None
+        entries = self._read()["adapters"]
+        if self._keys is None:
+            self._keys = {os.path.abspath(entry["path"]): key for key, entry in entries.items()}
+        key = self._keys.get(os.path.abspath(path))
+        return None if key is None else (key, entries[key])
 
     def _valid_entry(self, path: str | Path) -> tuple[str, dict] | None:
         found = self._find(path)
@@ -163,26 +170,31 @@ class DeltaCache:
         file = self.cache_dir / "manifest.json"
         try:
             stat = file.stat()
+        except NotADirectoryError as error:
+            raise InputError(f"the cache {shown(self.cache_dir)} lies in a file; set cache_dir to a folder") from error
         except FileNotFoundError:
             if not self._manifest:
                 self._manifest = {"format": FORMAT, "config": {}, "adapters": {}}
             elif self._stamp:  # somebody removed it: what it listed is gone
                 self._manifest, self._stamp = {"format": FORMAT, "config": self._manifest["config"], "adapters": {}}, ()
+                self._keys = None
             return self._manifest
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if stamp != self._stamp:
             try:
                 manifest = json.loads(file.read_text(encoding="utf-8"))
-                manifest["config"], manifest["adapters"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{shown(file)} is damaged ({error}); remove the folder {shown(self.cache_dir)} to compute it anew"
-                ) from error
-            if manifest.get("format", FORMAT) > FORMAT:
+                newer = int(manifest.get("format", FORMAT)) > FORMAT
+                whole = newer or all(entry["path"] and entry["shape"] for entry in manifest["adapters"].values())
+                whole = whole and isinstance(manifest["config"], dict)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                whole = newer = False
+            if not whole:
+                raise InputError(f"{shown(file)} is damaged; remove {shown(self.cache_dir)} to compute it anew")
+            if newer:
                 raise InputError(
                     f"{shown(file)} was written by a newer version of this program; update, or move it away"
                 )
-            self._manifest, self._stamp = manifest, stamp
+            self._manifest, self._stamp, self._keys = manifest, stamp, None
         return self._manifest
 
     def _write(self) -> None:
@@ -190,7 +202,7 @@ class DeltaCache:
         text = json.dumps(self._manifest, indent=1, ensure_ascii=False) + "\n"
         self._guarded(lambda: write_whole(file, lambda stream: stream.write(text.encode())))
         stat = file.stat()
-        self._stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        self._stamp, self._keys = (stat.st_ino, stat.st_mtime_ns, stat.st_size), None
 
     def _save(self, file: Path, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array, dtype=np.float32)
@@ -204,6 +216,13 @@ class DeltaCache:
             raise InputError(
                 f"cannot write into the cache {shown(self.cache_dir)} ({error.strerror}); make room, or set cache_dir"
             ) from error
+
+
+def _belongs(activations: np.ndarray | None, mean: np.ndarray | None) -> bool:
+    """Whether `mean` is, bit for bit, that of the last layer of `activations` (probes, layers + 1, hidden)."""
+    if activations is None or mean is None or activations.ndim != 3 or activations.shape[-1:] != mean.shape:
+        return False
+    return np.array_equal(np.asarray(activations[:, -1]).mean(axis=0, dtype=np.float32), mean)
 
 
 def _id(path: str | Path) -> str:

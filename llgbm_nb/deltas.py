@@ -5,6 +5,7 @@
 One adapter that cannot be measured never stops a run: it is listed with its reason, and the rest go on.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,7 @@ class DeltaRun:
     records: list[dict]
     cache: DeltaCache
     base_model: str
+    trust_remote_code: bool = False
 
     def count(self, status: str) -> int:
         return sum(record["status"] == status for record in self.records)
@@ -160,7 +162,7 @@ def compute_deltas(
     delta_set = _delta_set(found, probes, measure.base_states)
     for record in records:
         record["relative"] = record["norm"] / delta_set.base_norm()
-    return DeltaRun(delta_set, records, cache, base_model)
+    return DeltaRun(delta_set, records, cache, base_model, trust_remote_code)
 
 
 class _Measure:
@@ -185,19 +187,21 @@ class _Measure:
 
     def __call__(self, adapter: Adapter) -> np.ndarray:
         """a(M) - a(B) of one adapter, float32 (probes, layers + 1, hidden). Raises InputError if it cannot be used."""
-        differences = None
+        differences, reason, spoiled = None, "it changed the base and could not be measured", True
         try:
             with applied(self._base.model, adapter, self._state):
                 differences = last_token_states(self._base.model, self._ids, self._base.device) - self._states
+            spoiled = False
         except BaseChanged:
-            self._start()
-            if differences is None:
-                raise InputError("it changed the base model and could not be measured") from None
-        except InputError:
-            raise
+            pass  # measured on the right base all the same, if it was measured
+        except InputError as error:
+            reason, spoiled = str(error), False
         except Exception as error:  # whatever PEFT or torch raise for an adapter that they cannot use
+            reason = f"{type(error).__name__}: {first_sentence(error)}"
+        if spoiled:  # outside of the handlers, whose errors hold on to the old model
             self._start()
-            raise InputError(f"{type(error).__name__}: {first_sentence(error)}") from error
+        if differences is None:
+            raise InputError(reason)
         return differences
 
     def _start(self) -> None:
@@ -267,5 +271,7 @@ def compute_adapter_delta(
     Raises InputError if the adapter cannot be used.
     """
     base = load_base(base_model_name, dtype, pick_device(str(device)))
-    with applied(base.model, Adapter(str(adapter_path), Path(adapter_path).name)):
-        return get_average_activation(base.model, probes, tokenizer, base.device, max_length) - base_activation
+    adapter = Adapter(str(adapter_path), Path(adapter_path).name)
+    with contextlib.suppress(BaseChanged), applied(base.model, adapter):  # this base is not used again
+        activation = get_average_activation(base.model, probes, tokenizer, base.device, max_length)
+    return activation - base_activation

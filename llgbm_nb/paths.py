@@ -38,15 +38,16 @@ def write_whole(path: str | Path, write: Callable) -> None:
 
 
 def files_fingerprint(files: Iterable[str | Path]) -> str:
-    """SHA-256 over names and contents of `files`. A file is not read again while its size and time are the same."""
+    """SHA-256 over names and contents of `files`. One that was not touched since the last call is not read again."""
     digest = hashlib.sha256()
     for file in map(Path, files):
         stat = file.stat()
-        digest.update(file.name.encode() + _file_digest(str(file), stat.st_size, stat.st_mtime_ns))
+        touched = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(file.name.encode() + _file_digest(str(file.absolute()), touched))
     return digest.hexdigest()
 
 
 @cache
-def _file_digest(file: str, size: int, mtime_ns: int) -> bytes:
+def _file_digest(file: str, touched: tuple) -> bytes:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

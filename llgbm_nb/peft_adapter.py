@@ -6,6 +6,7 @@ the checksums of its parameters are compared with those from before.
 """
 
 import contextlib
+import dataclasses
 import warnings
 
 import torch
@@ -13,7 +14,7 @@ from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
 from .activations import first_sentence
-from .adapters import Adapter
+from .adapters import CONFIG, Adapter
 from .errors import InputError
 
 
@@ -58,14 +59,7 @@ def _checksum(tensor: torch.Tensor) -> int:
 
 def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     tensors = adapter.read_tensors()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            config = PeftConfig.from_pretrained(adapter.path)
-    except Exception as error:
-        raise InputError(f"PEFT cannot read its adapter_config.json: {first_sentence(error)}") from error
-    if config.is_prompt_learning or config.is_adaption_prompt:
-        raise InputError(f"{config.peft_type.value} changes the prompt, not the layers; it has no delta")
+    config = _read_config(adapter)
     config.inference_mode = True
     modules = dict(model.named_modules())
     try:
@@ -81,7 +75,12 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
             warnings.simplefilter("ignore")
             result = set_peft_model_state_dict(wrapped, tensors)
         prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
-        missing = [key for key in result.missing_keys if prefix in key and ".default" in key]
+        asked = (prefix, "modules_to_save.")
+        missing = [key for key in result.missing_keys if ".default" in key and any(part in key for part in asked)]
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            end = "bias" if bias == "all" else "base_layer.bias"
+            missing += [key for key in result.missing_keys if key.endswith(end)]
         if missing:
             raise InputError(f"its weights lack {len(missing)} tensors that its config asks for, such as {missing[0]}")
         if result.unexpected_keys:
@@ -94,6 +93,28 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
         raise InputError(f"its weights do not fit the base: {_shape_reason(error)}") from error
     wrapped.eval()
     return wrapped
+
+
+def _read_config(adapter: Adapter) -> PeftConfig:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(adapter.path)
+    except Exception as error:
+        raise InputError(f"PEFT cannot read its {CONFIG}: {first_sentence(error)}") from error
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise InputError(f"{config.peft_type.value} changes the prompt, not the layers; it has no delta")
+    # PEFT leaves out settings that it does not know, with a warning: the adapter would be another one.
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(key for key, value in adapter.config.items() if value and key not in known):
+        raise InputError(f"its {CONFIG} has settings that this version of PEFT does not know: {', '.join(unknown)}")
+    if getattr(config, "alora_invocation_tokens", None):
+        raise InputError("aLoRA is switched on by tokens in the prompt; it has no delta of its own")
+    if "niter" in str(getattr(config, "init_lora_weights", "")):
+        raise InputError(
+            "it subtracts a random approximation (pissa_niter) from the base; convert it to LoRA with PEFT"
+        )
+    return config
 
 
 def _restore(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> None:

@@ -10,10 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def reference_activations(base_folder, probes, adapter_path=None) -> np.ndarray:
+def reference_activations(base_folder, probes, adapter_path=None, trust_remote_code=False) -> np.ndarray:
     """a(M), or a(B) without an adapter, in float32: (probes, layers + 1, hidden)."""
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    trust = dict(trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder, **trust)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, **trust)
     if adapter_path is not None:
         model = PeftModel.from_pretrained(model, adapter_path)
     model.eval()
@@ -25,9 +26,9 @@ def reference_activations(base_folder, probes, adapter_path=None) -> np.ndarray:
     return np.stack(rows)
 
 
-def reference_delta(base_folder, probes, adapter_path, base_activations=None) -> np.ndarray:
+def reference_delta(base_folder, probes, adapter_path, base_activations=None, trust_remote_code=False) -> np.ndarray:
     """Delta(M, B) at every layer, in float32: (layers + 1, hidden). `base_activations` is a(B), if it is known."""
     if base_activations is None:
-        base_activations = reference_activations(base_folder, probes)
-    adapted = reference_activations(base_folder, probes, adapter_path)
+        base_activations = reference_activations(base_folder, probes, None, trust_remote_code)
+    adapted = reference_activations(base_folder, probes, adapter_path, trust_remote_code)
     return adapted.mean(axis=0) - base_activations.mean(axis=0)

@@ -27,6 +27,10 @@ from .parameters import check
 from .paths import ROOT, files_fingerprint, shown, write_whole
 
 NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis")
+DEFAULTS = dict(
+    base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="generic", probe_file="",
+    max_length=256, dtype="float32", force_recompute=False, trust_remote_code=False, acceptance_sample=4,
+)  # fmt: skip
 CELL_TIMEOUT = 12 * 3600  # seconds; a cell that runs longer hangs
 
 
@@ -80,25 +84,28 @@ def write_summary(
 
 
 def run_report(name: str = "", **parameters) -> Path:
-    """Run the four notebooks with `parameters` into `reports/<name>/`; nothing is run if that report is up to date.
+    """Run the notebooks with `parameters` (else DEFAULTS) into `reports/<name>/`, unless that report is up to date.
 
     Raises InputError for wrong parameters, and if a notebook fails (its message is the notebook's own last line).
     """
     import papermill
 
-    values = check(parameters | {"probe_file": parameters.get("probe_file", "")})
+    parameters = DEFAULTS | parameters
+    values = check(parameters)
     adapters = find_adapters(values.checkpoint_dir)
     base_model = values.base_model or base_of(adapters)
-    parts = [values.checkpoint_dir.name, values.probe_type, parameters["base_model"].rstrip("/").rsplit("/", 1)[-1]]
-    parts += [values.dtype] if values.dtype != "float32" else []
-    folder = ROOT / "reports" / (name or "-".join(filter(None, parts)))
+    folder = ROOT / "reports" / (name or _name(parameters, values))
     state = _state(parameters, adapters, base_model, values.probe_file)
     marker = folder / ".inputs"
-    if marker.exists() and marker.read_text() == state and not values.force_recompute:
+    products = [folder / f"{n}{kind}" for n in NOTEBOOKS for kind in (".ipynb", ".html")]
+    products += [folder / "deltas.csv", folder / "summary.json"]
+    made = marker.exists() and marker.read_text() == state and all(file.exists() for file in products)
+    if made and not values.force_recompute:
         print(f"{shown(folder)} is up to date: nothing it depends on has changed")
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
+    for file in (marker, *products, *folder.glob("*.png")):
+        file.unlink(missing_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     for notebook in NOTEBOOKS:
         source, target = ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
@@ -130,12 +137,21 @@ def to_html(notebook: Path) -> Path:
     return target
 
 
+def _name(parameters: dict, values) -> str:
+    """What was run, in a few words; with a digest of the parameters where these are not the default ones."""
+    parts = [values.checkpoint_dir.name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
+    chosen = {key: value for key, value in parameters.items() if value != DEFAULTS[key] and key != "force_recompute"}
+    if set(chosen) - {"probe_type"}:
+        parts.append(hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6])
+    return "-".join(filter(None, parts))
+
+
 def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None) -> str:
     """A fingerprint of all that a report is made from: parameters, notebooks, program, base and adapters."""
     program = [*sorted(Path(__file__).parent.glob("*.py")), *(ROOT / "notebooks" / f"{n}.ipynb" for n in NOTEBOOKS)]
     program += [probe_file] if probe_file else []
     state = [
-        json.dumps(parameters, sort_keys=True),
+        json.dumps(parameters | {"force_recompute": False}, sort_keys=True),
         files_fingerprint(program),
         base_fingerprint(base_model),
         versions(),
@@ -149,16 +165,14 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llgbm_nb.report", description="Run the notebooks into reports/.")
+    parser = argparse.ArgumentParser(
+        prog="python -m llgbm_nb.report",
+        description="Run the notebooks into reports/; the options are the notebooks' parameters (README).",
+    )
     parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
-    parser.add_argument("--base-model", default="", help="hub id or folder (default: what the adapters say)")
-    parser.add_argument("--checkpoint-dir", default="data/teacher_checkpoints")
-    parser.add_argument("--cache-dir", default="deltas")
-    parser.add_argument("--probe-type", default="generic")
-    parser.add_argument("--probe-file", default="", help="a text or JSON file with probes of your own")
-    parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--force-recompute", action="store_true", help="compute what is in the cache, too")
+    for key, default in DEFAULTS.items():
+        kind = dict(action="store_true") if default is False else dict(type=type(default), default=default)
+        parser.add_argument(f"--{key.replace('_', '-')}", **kind)
     given = vars(parser.parse_args(arguments))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

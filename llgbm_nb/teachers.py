@@ -98,9 +98,15 @@ def finetune(
                 queue += shuffler.sample(encoded, len(encoded))
             batch, queue = queue[:batch_size], queue[batch_size:]
             width = max(len(ids) for ids, _ in batch)
-            ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
-            labels = torch.tensor([lab + [-100] * (width - len(lab)) for _, lab in batch])
-            mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
+            rows = [
+                (
+                    ids + [0] * (width - len(ids)),
+                    labels + [-100] * (width - len(ids)),
+                    [1] * len(ids) + [0] * (width - len(ids)),
+                )
+                for ids, labels in batch
+            ]
+            ids, labels, mask = (torch.tensor(column, device=model.device) for column in zip(*rows, strict=True))
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 - step / steps)
             loss = adapted(input_ids=ids, attention_mask=mask, labels=labels).loss
@@ -117,7 +123,7 @@ def finetune(
 
 
 def save_teacher(folder: str | Path, tensors, config: LoraConfig, base_name: str, pairs, task: str, training: dict):
-    """Write one teacher's folder; the weights come last but one and the config last, so half of one is never found."""
+    """Write one teacher's folder, its config last: without one, it is trained again."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config.base_model_name_or_path, config.inference_mode = base_name, True

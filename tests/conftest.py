@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the references run on the CPU
 
 import json
 from pathlib import Path
@@ -14,6 +15,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -42,8 +45,11 @@ def byte_tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
 
 def save_base(folder: Path, architecture: str = "qwen2", seed: int = 0, padding_side: str = "right") -> Path:
     torch.manual_seed(seed)
-    config, kind = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[architecture]
-    model = kind(config(**SIZES))
+    model = {
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=3, n_head=4, n_positions=128)),
+    }[architecture]()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # Qwen2's q, k and v biases start at zero; trained ones are not
             torch.nn.init.normal_(parameter, std=0.1)

@@ -9,7 +9,7 @@ from llgbm_nb.activations import base_fingerprint, last_token_states, load_base,
 from llgbm_nb.reference import reference_activations
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt2"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_last_token_states_equal_one_probe_at_a_time(tmp_path, architecture, padding_side):
     folder = save_base(tmp_path / "base", architecture, padding_side=padding_side)
@@ -114,6 +114,17 @@ def test_pickled_base_weights_are_refused(base, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="safetensors"):
         load_base(str(folder))
+
+
+def test_a_damaged_base_is_one_sentence(base, tmp_path):
+    import shutil
+
+    folder = tmp_path / "cut"
+    shutil.copytree(base, folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(InputError, match="cannot load the base") as caught:
+        load_base(str(folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_bases_fingerprint_follows_its_weights_not_its_name(base, tmp_path):

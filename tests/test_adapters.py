@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from llgbm_nb import InputError, find_adapter_paths, find_adapters
 from llgbm_nb.adapters import Adapter, base_of, same_base
+from llgbm_nb.paths import ROOT
 
 
 def put(root, *names, base="org/base"):
@@ -52,6 +53,19 @@ def test_names_that_would_be_the_same_are_told_apart(tmp_path):
     assert [a.name for a in find_adapters(tmp_path)] == ["law/1", "math/1", "2"]
 
 
+def test_names_are_unique_however_folders_repeat(tmp_path):
+    put(tmp_path, "law/1", "math/1", "x/law/1")
+    names = [a.name for a in find_adapters(tmp_path)]
+    assert names == ["law/1", "math/1", "x/law/1"]
+
+
+def test_the_same_adapter_linked_twice_is_listed_twice(tmp_path):
+    put(tmp_path / "zoo", "a/x")
+    (tmp_path / "zoo/b").mkdir()
+    os.symlink(tmp_path / "zoo/a/x", tmp_path / "zoo/b/y")
+    assert [a.domain for a in find_adapters(tmp_path / "zoo")] == ["a", "b"]
+
+
 def test_labels_csv_decides_by_exact_path(tmp_path):
     put(tmp_path, "x/adapter_1", "x/adapter_10", "y/c")
     (tmp_path / "labels.csv").write_text("path,domain\n./x/adapter_1/,law\ny/c, art\n")
@@ -89,10 +103,19 @@ def test_no_folder_and_no_adapters_are_one_sentence(tmp_path):
         ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B-Instruct", False),
         ("Qwen/Qwen2.5-1.5B", "somebody/Qwen2.5-1.5B", False),
         ("/models/Qwen2.5-1.5B", "/models/Qwen2.5-1.5B-Instruct", False),
+        ("/x/checkpoint-500", "/y/checkpoint-500", False),
+        ("gpt2", "/models/gpt2", True),
     ],
 )
 def test_same_base(one, other, same):
     assert same_base(one, other) is same_base(other, one) is same
+
+
+@pytest.mark.parametrize("cwd", [ROOT, ROOT / "notebooks", "/"], ids=["root", "notebooks", "elsewhere"])
+def test_a_folder_below_the_root_is_one_from_anywhere(cwd, monkeypatch):
+    monkeypatch.chdir(cwd)
+    assert same_base("data/prompts", str(ROOT / "data" / "prompts") + "/")
+    assert same_base("data/prompts", "org/Prompts") and not same_base("data/prompts", "data/teacher_checkpoints")
 
 
 def test_the_base_is_the_one_that_most_adapters_name(tmp_path):
@@ -113,6 +136,12 @@ def test_the_fingerprint_follows_the_content_and_nothing_else(adapter, tmp_path)
     assert Adapter(str(adapter), "a").fingerprint == first
     adapter.rename(tmp_path / "moved")
     assert Adapter(str(tmp_path / "moved"), "a").fingerprint == first
+    weights = tmp_path / "moved" / "adapter_model.safetensors"
+    stat, content = weights.stat(), weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"\x01")  # the same size, and the time put back as cp -p and rsync -t do
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert Adapter(str(tmp_path / "moved"), "a").fingerprint != first
+    weights.write_bytes(content)
     tensors = load_file(tmp_path / "moved/adapter_model.safetensors")
     save_file({k: v + 1 for k, v in tensors.items()}, tmp_path / "moved/adapter_model.safetensors")
     second = Adapter(str(tmp_path / "moved"), "a").fingerprint

@@ -136,7 +136,9 @@ def test_summary_counts_and_statistics():
         "norm": dict(min=3.0, max=10.0, mean=6.0, std=pytest.approx(np.std([3, 5, 10])), median=5.0),
     }  # fmt: skip
     assert "norm" not in analysis.summary(records[-1:])
-    assert analysis.summary_text(records).startswith("4 adapters: 1 computed, 2 cached, 1 failed\nnorm: min 3.00")
+    assert analysis.summary_text(records).startswith(
+        "4 adapters: 3 with a delta, 1 failed (1 computed now, 2 from the cache)\nnorm: min 3.00"
+    )
 
 
 def test_the_table_has_a_reason_only_where_something_failed():

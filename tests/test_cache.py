@@ -18,7 +18,8 @@ def vector():
 
 def test_what_goes_in_comes_out(tmp_path, adapter):
     cache = DeltaCache(tmp_path / "c")
-    base, delta, differences = vector(), vector(), RNG.normal(size=(2, 3, 8)).astype(np.float32)
+    base, differences = vector(), RNG.normal(size=(2, 3, 8)).astype(np.float32)
+    delta = differences[:, -1].mean(axis=0)
     assert cache.get_base_activation() is None and cache.get_delta(adapter) is None and cache.get_all_deltas() == {}
     cache.save_base_activation(base)
     cache.save_delta(str(adapter), delta, differences, name="a")
@@ -124,17 +125,72 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, adapter, monkeypatch):
     assert {f.name: f.read_bytes() for f in cache.cache_dir.rglob("*") if f.is_file()} == before
 
 
+@pytest.mark.parametrize("write", range(1, 5))
+def test_an_entry_that_was_being_replaced_is_never_served_as_a_mix(tmp_path, adapter, monkeypatch, write):
+    """Interrupted at any of the four files of the second save."""
+    cache = DeltaCache(tmp_path / "c")
+    arrays = [RNG.normal(size=(2, 3, 8)).astype(np.float32) for _ in range(2)]
+    means = [a[:, -1].mean(axis=0) for a in arrays]
+    cache.save_delta(str(adapter), means[0], arrays[0])
+    real, calls = os.replace, []
+
+    def stop_at(*arguments):
+        calls.append(1)
+        if len(calls) == write:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(os, "replace", stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        cache.save_delta(str(adapter), means[1], arrays[1])
+    fresh = DeltaCache(tmp_path / "c")
+    delta, differences = fresh.get_delta(str(adapter)), fresh.get_differences(str(adapter))
+    if write == 1:  # nothing was replaced yet
+        np.testing.assert_array_equal(delta, means[0])
+        np.testing.assert_array_equal(differences, arrays[0])
+    else:
+        assert delta is None and differences is None
+
+
+def test_differences_that_are_not_those_of_the_delta_are_not_served(tmp_path, adapter):
+    cache = DeltaCache(tmp_path / "c")
+    array = RNG.normal(size=(2, 3, 8)).astype(np.float32)
+    cache.save_delta(str(adapter), array[:, -1].mean(axis=0), array)
+    cache.save_base_activation(array[:, -1].mean(axis=0), array)
+    assert cache.get_differences(str(adapter)) is not None and cache.get_base_activations() is not None
+    for file in (cache.cache_dir / "activations").glob("*.npy"):
+        np.save(file, array[:1])
+    assert cache.get_differences(str(adapter)) is None and cache.get_base_activations() is None
+    assert cache.get_delta(str(adapter)) is not None
+    np.save(cache.cache_dir / "activations" / "base.npy", np.zeros(3, np.float32))
+    assert cache.get_base_activations() is None
+
+
 def test_a_cache_that_is_a_file_says_so(tmp_path):
     (tmp_path / "c").write_text("")
     with pytest.raises(InputError, match="/c is a file"):
         DeltaCache(tmp_path / "c")
+    with pytest.raises(InputError, match="lies in a file"):
+        open_cache(tmp_path / "c", configuration(**CONFIG))
 
 
-def test_a_damaged_manifest_says_what_to_do(tmp_path, adapter):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"config": {}, "adap',
+        "[]",
+        '{"config": {}}',
+        '{"config": {}, "adapters": []}',
+        '{"config": {}, "adapters": {"a": {}}}',
+        '{"config": 1, "adapters": {}}',
+        '{"format": "x", "config": {}, "adapters": {}}',
+    ],
+)
+def test_a_damaged_manifest_says_what_to_do(tmp_path, adapter, text):
     cache = DeltaCache(tmp_path / "c")
     cache.save_delta(str(adapter), vector())
-    (tmp_path / "c" / "manifest.json").write_text('{"config": {}, "adap')
-    with pytest.raises(InputError, match="manifest.json is damaged.*remove the folder"):
+    (tmp_path / "c" / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="manifest.json is damaged; remove .*/c to compute"):
         DeltaCache(tmp_path / "c").get_delta(str(adapter))
 
 

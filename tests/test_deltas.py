@@ -81,19 +81,22 @@ def test_a_changed_adapter_is_computed_anew_and_only_that_one(zoo, base, tmp_pat
     assert first.delta_set.deltas()[row].tobytes() != second.delta_set.deltas()[row].tobytes()
 
 
-@pytest.mark.parametrize("change", ["probes", "max_length", "dtype", "base"])
-def test_what_moves_a_number_decides_the_folder(run, zoo, tmp_path, base, change):
-    settings = dict(probes=PROBES, cache_dir=run.cache.cache_dir.parent, base_model=str(base))
-    if change == "base":  # other weights under the same name
-        settings["base_model"] = str(save_base(tmp_path / base.name, seed=7))
-    else:
-        settings |= {
-            "probes": {"probes": PROBES[:2]},
-            "max_length": {"max_length": 99},
-            "dtype": {"dtype": "bfloat16"},
-        }[change]
+@pytest.mark.parametrize("change", ["probes", "max_length", "dtype"])
+def test_what_moves_a_number_decides_the_folder(run, zoo, change):
+    settings = dict(probes=PROBES, cache_dir=run.cache.cache_dir.parent)
+    settings[change] = {"probes": PROBES[:2], "max_length": 99, "dtype": "bfloat16"}[change]
     other = compute_deltas(zoo, **settings)
     assert other.count("computed") == 5 and other.cache.cache_dir != run.cache.cache_dir
+
+
+def test_other_weights_of_the_base_under_the_same_name_are_noticed(tmp_path):
+    base = save_base(tmp_path / "base")
+    folder = save_adapter(tmp_path / "zoo/x/a", base)
+    first = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
+    save_base(base, seed=7)
+    second = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
+    assert second.count("computed") == 1 and second.cache.cache_dir != first.cache.cache_dir
+    close(second.delta_set.deltas()[0], reference_delta(base, PROBES, folder)[-1])
 
 
 def test_force_recompute(run, zoo):
@@ -181,6 +184,35 @@ def test_phase_1_names_agree_with_the_main_job(run, base):
         np.testing.assert_allclose(delta, run.delta_set.deltas()[row], rtol=1e-5, atol=1e-6)
 
 
+def test_phase_1s_delta_of_an_adapter_that_changes_the_base(base, tmp_path):
+    folder = save_adapter(tmp_path / "a", base, bias="all")
+    activation, tokenizer = compute_base_activation(str(base), PROBES, "cpu")
+    delta = compute_adapter_delta(str(base), folder, PROBES, activation, tokenizer, "cpu")
+    close(delta, reference_delta(base, PROBES, folder)[-1])
+
+
+def test_two_copies_of_the_base_never_lie_in_memory_at_once(base, tmp_path, monkeypatch):
+    import gc
+    import weakref
+
+    from llgbm_nb import deltas
+
+    real, models = deltas.load_base, []
+
+    def load(*arguments):
+        gc.collect()
+        assert not any(model() for model in models)
+        loaded = real(*arguments)
+        models.append(weakref.ref(loaded.model))
+        return loaded
+
+    monkeypatch.setattr(deltas, "load_base", load)
+    save_adapter(tmp_path / "zoo/x/1-bias", base, bias="all")
+    save_adapter(tmp_path / "zoo/x/2-plain", base)
+    assert compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c").count("computed") == 2
+    assert len(models) == 2
+
+
 def test_the_manifest_maps_every_path_to_its_file_one_to_one(run, zoo):
     manifest = json.loads((run.cache.cache_dir / "manifest.json").read_text())
     paths = [entry["path"] for entry in manifest["adapters"].values()]
@@ -189,7 +221,7 @@ def test_the_manifest_maps_every_path_to_its_file_one_to_one(run, zoo):
     assert files == set(manifest["adapters"])
 
 
-def test_probes_too_long_stop_the_run_before_anything_is_written(zoo, tmp_path):
+def test_probes_too_long_stop_the_run_before_any_delta(zoo, tmp_path):
     with pytest.raises(InputError, match="max_length"):
         compute_deltas(zoo, PROBES, cache_dir=tmp_path, max_length=3)
     assert not list(tmp_path.rglob("*.npy"))

@@ -2,6 +2,9 @@
 
 import json
 import random
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -78,6 +81,15 @@ def test_probes_of_very_different_lengths_on_the_demo_base(tmp_path):
     for row, path in enumerate(found.paths):
         expected = reference_delta(base_folder(DEMO_BASE), create_mixed_probes(), path)[-1]
         assert np.linalg.norm(found.deltas()[row] - expected) <= 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_two_hundred_adapters():
+    """In a process of its own, as the benchmark that the README's figure is from."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "memory.py"], capture_output=True, text=True, timeout=1200, check=True
+    )
+    assert float(re.search(r"([+-][\d.]+)%", done.stdout).group(1)) <= 2.0, done.stdout
 
 
 @pytest.mark.slow

@@ -1,14 +1,15 @@
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, PROBES, save_adapter
+from conftest import KINDS, PROBES, save_adapter, save_base
 from peft import IA3Config, LoHaConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
-from llgbm_nb import InputError
+from llgbm_nb import InputError, compute_deltas
 from llgbm_nb.activations import last_token_states, load_base, tokenize
 from llgbm_nb.adapters import Adapter
 from llgbm_nb.peft_adapter import BaseChanged, applied, base_state
@@ -111,6 +112,11 @@ def cut_off(folder):
     file.write_bytes(file.read_bytes()[:-10])
 
 
+def to_pickle(folder, content):
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(content, folder / "adapter_model.bin")
+
+
 def change_config(**values):
     def change(folder):
         file = folder / "adapter_config.json"
@@ -130,6 +136,14 @@ SPOILED = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json is missing"),
     "config not JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot read its adapter_config.json"),
     "unknown type": (change_config(peft_type="MAGIC"), "cannot read its adapter_config.json"),
+    "newer PEFT": (change_config(use_magic=True), "does not know: use_magic"),
+    "aLoRA": (change_config(alora_invocation_tokens=[1]), "aLoRA"),
+    "random init": (change_config(init_lora_weights="pissa_niter_4"), "pissa_niter"),
+    "bias missing": (change_config(bias="all"), "weights lack .*bias"),
+    "list of numbers": (change_config(target_modules=[7]), "."),
+    "number for targets": (change_config(target_modules=7), "."),
+    "deeply nested config": (lambda f: (f / "adapter_config.json").write_text("[" * 100_000), "cannot read"),
+    "text for tensors": (lambda f: to_pickle(f, ["a"]), "does not hold tensors"),
     "unknown targets": (change_config(target_modules=["no_such_proj"]), "does not fit the base"),
     "rank": (change_config(r=3), "do not fit the base: size mismatch"),
 }
@@ -153,3 +167,33 @@ def test_prompt_tuning_is_refused_by_name(base, tmp_path):
     )
     with pytest.raises(InputError, match="PROMPT_TUNING"):
         measure(load_base(str(base)), folder)
+
+
+def test_all_of_these_in_one_folder_do_not_stop_a_run(base, tmp_path):
+    spoiled = SPOILED | {
+        "other base": (change_config(base_model_name_or_path="org/other"), "trained on org/other"),
+        "list for base": (change_config(base_model_name_or_path=["x"], r=3), "size mismatch"),
+        "link to nowhere": (lambda f: link(f, "/nowhere"), "adapter_model.safetensors is missing"),
+        "unreadable": (lambda f: link(f, "/proc/self/mem"), "cannot be read"),
+    }
+    for name, (change, _) in spoiled.items():
+        change(save_adapter(tmp_path / "zoo" / "x" / name, base))
+    good = save_adapter(tmp_path / "zoo" / "y" / "good", base)
+    run = compute_deltas(tmp_path / "zoo", PROBES, base_model=str(base), cache_dir=tmp_path / "deltas")
+    reasons = {r["name"]: r["reason"] for r in run.records if r["status"] == "failed"}
+    assert reasons.keys() == spoiled.keys() and run.delta_set.paths == (str(good),)
+    for name, (_, reason) in spoiled.items():
+        assert re.search(reason, reasons[name]) and "\n" not in reasons[name], (name, reasons[name])
+
+
+def link(folder, target):
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.safetensors").symlink_to(target)
+
+
+def test_lora_on_conv1d(tmp_path):
+    base = save_base(tmp_path / "gpt2", "gpt2")
+    folder = save_adapter(tmp_path / "a", base, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    np.testing.assert_allclose(
+        measure(load_base(str(base)), folder), reference_activations(base, PROBES, folder), rtol=1e-4, atol=1e-5
+    )

@@ -42,16 +42,21 @@ def test_teachers_are_ordinary_adapters_on_disjoint_data(base, data, tmp_path):
 
 
 def test_training_lowers_the_loss_of_what_it_was_trained_on(base, data, tmp_path):
-    records = train(base, data, tmp_path / "t", steps=30, lr=3e-2, targets="all")
-    for record in records:
-        assert sum(record["losses"][-5:]) < 0.98 * sum(record["losses"][:5])
+    train(base, data, tmp_path / "t", steps=30, lr=1e-2, targets="all")
     loaded = load_base(str(base))
-    pair = teachers.read_pairs(data / "art.json")[0]
-    ids, labels = (torch.tensor([x]) for x in teachers.encode(loaded.tokenizer, pair, 64))
-    loss = lambda: loaded.model(input_ids=ids, labels=labels).loss.item()  # noqa: E731
+    adapter = find_adapters(tmp_path / "t")[0]
+    seen = json.loads((tmp_path / "t/art/art-1/prompts.json").read_text())["prompts"]
+    pairs = [pair for pair in teachers.read_pairs(data / "art.json") if pair["prompt"] in seen]
+
+    def loss():
+        encoded = [teachers.encode(loaded.tokenizer, pair, 64) for pair in pairs]
+        losses = [loaded.model(input_ids=torch.tensor([i]), labels=torch.tensor([n])).loss.item() for i, n in encoded]
+        return sum(losses) / len(losses)
+
     before = loss()
-    with applied(loaded.model, find_adapters(tmp_path / "t")[0]):
-        assert loss() < before
+    with applied(loaded.model, adapter):
+        assert loss() < 0.95 * before
+    assert loss() == before
 
 
 def test_the_same_seed_gives_the_same_bytes(base, data, tmp_path):
