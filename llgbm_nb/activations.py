@@ -75,7 +75,8 @@ def base_folder(name: str) -> Path:
     Raises InputError if it is neither a folder nor a model that the hub gives us.
     """
     if name == DEMO_BASE:
-        return demo_base_path(ROOT / "models")
+        with quiet_transformers():
+            return demo_base_path(ROOT / "models")
     if (folder := from_root(name)).is_dir():
         return folder
     try:

@@ -59,8 +59,3 @@ def _dequantize(gguf: Path, target: Path) -> None:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
-
-if __name__ == "__main__":
-    from .paths import ROOT
-
-    demo_base_path(ROOT / "models")
