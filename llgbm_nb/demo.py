@@ -58,4 +58,3 @@ def _dequantize(gguf: Path, target: Path) -> None:
             os.rename(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
