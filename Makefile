@@ -13,6 +13,7 @@ DTYPE      ?=
 MAX_LENGTH ?=
 RUN        ?=
 FORCE      ?=
+LAB        ?=
 OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file '$(PROBE_FILE)') \
           $(if $(BASE),--base-model '$(BASE)') $(if $(ZOO),--checkpoint-dir '$(ZOO)') $(if $(DTYPE),--dtype '$(DTYPE)') \
           $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute)
@@ -45,7 +46,7 @@ test-fast: $(READY)  ## the inner loop: unit tests on tiny models only
 	$(BIN)/pytest tests -m 'not slow'
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir . notebooks/04_analysis.ipynb
+	$(BIN)/jupyter lab --notebook-dir . $(LAB) notebooks/04_analysis.ipynb
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

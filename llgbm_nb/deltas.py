@@ -131,7 +131,7 @@ def compute_deltas(
             delta, differences = cache.get_delta(adapter.path), cache.get_differences(adapter.path)
         if not reason and (delta is None or differences is None):
             measure.ready()  # what is wrong with the base or the probes stops the run
-            status = "computed"
+            status, start = "computed", time.perf_counter()
             try:
                 fingerprint = adapter.fingerprint
                 differences = measure(adapter)
@@ -192,8 +192,8 @@ class _Measure:
             with applied(self._base.model, adapter, self._state):
                 differences = last_token_states(self._base.model, self._ids, self._base.device) - self._states
             spoiled = False
-        except BaseChanged:
-            pass  # measured on the right base all the same, if it was measured
+        except BaseChanged as error:  # if it was measured, then on the right base all the same
+            reason = str(error.__context__ or reason)
         except InputError as error:
             reason, spoiled = str(error), False
         except Exception as error:  # whatever PEFT or torch raise for an adapter that they cannot use

@@ -20,7 +20,8 @@ from .adapters import UNKNOWN
 from .analysis import Silhouette
 
 # Okabe and Ito's colours, safe for colour-blind readers; black is kept for text, and yellow is too faint on white.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_BLUE, _ORANGE, _SKY = "#0072B2", "#E69F00", "#56B4E9"
+_COLOURS = ("#CC79A7", _BLUE, _ORANGE, "#D55E00", "#009E73", _SKY)
 _MARKERS = "osD^vPX"
 _GREY = "#999999"
 LABELS = 60  # above so many adapters, names on an axis would overlap and are left out
@@ -70,7 +71,7 @@ def token_counts(counts: list[int], last_tokens: list[str], max_length: int):
     figure = _new_figure(7, 0.32 * len(counts) + 1.2)
     axis = figure.add_subplot()
     rows = np.arange(len(counts))
-    axis.barh(rows, counts, color=_COLOURS[0], height=0.65)
+    axis.barh(rows, counts, color=_BLUE, height=0.65)
     for row, (count, token) in enumerate(zip(counts, last_tokens, strict=True)):
         axis.text(count, row, f" {count}, ends in {token!r}", va="center", fontsize=FONT)
     axis.set(
@@ -87,10 +88,10 @@ def base_norms(states: np.ndarray):
     norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
     figure = _new_figure(7, 3.2)
     axis = figure.add_subplot()
-    axis.plot(norms.mean(axis=0), color=_COLOURS[5], linewidth=5)
+    axis.plot(norms.mean(axis=0), color=_SKY, linewidth=5)
     axis.plot(norms.T, color="#333333", linewidth=0.6)
     axis.legend(
-        [Line2D([], [], color=_COLOURS[5], lw=5), Line2D([], [], color="#333333", lw=0.6)], ["mean", "one probe"],
+        [Line2D([], [], color=_SKY, lw=5), Line2D([], [], color="#333333", lw=0.6)], ["mean", "one probe"],
         frameon=False, loc="upper left", bbox_to_anchor=(1, 1),
     )  # fmt: skip
     axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
@@ -271,8 +272,8 @@ def silhouette_layers(plain, center):
         return _sentence("A silhouette needs at least two domains, one of them with two adapters.")
     figure = _new_figure(7, 3.2)
     axis = figure.add_subplot()
-    axis.plot(plain.index, plain, color=_COLOURS[0], marker="o", markersize=3.5, label="deltas")
-    axis.plot(center.index, center, color=_COLOURS[1], marker="s", markersize=3.5, label="minus the mean delta")
+    axis.plot(plain.index, plain, color=_BLUE, marker="o", markersize=3.5, label="deltas")
+    axis.plot(center.index, center, color=_ORANGE, marker="s", markersize=3.5, label="minus the mean delta")
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set(xlabel="layer (0 = embeddings)", ylabel="silhouette by domain")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
