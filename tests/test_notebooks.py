@@ -187,3 +187,25 @@ def test_committed_notebooks_are_small_executed_and_clean():
         assert all(cell.execution_count for cell in code)
         assert str(ROOT) not in file.read_text() and str(Path.home()) not in file.read_text()
         assert "stderr" not in {o.get("name") for cell in code for o in cell.outputs}
+
+
+def test_nbval_notices_a_changed_number(tmp_path):
+    """Otherwise the sanitizer would hide too much, and the check could not fail."""
+    notebook = (ROOT / "notebooks" / "02_base_activation.ipynb").read_text()
+    assert "5 probes × 31 layers" in notebook
+    for name, text in (
+        ("same", notebook),
+        ("changed", notebook.replace("5 probes × 31 layers", "5 probes × 32 layers")),
+    ):
+        (tmp_path / f"{name}.ipynb").write_text(text)
+    command = [
+        BIN / "pytest",
+        "--nbval",
+        "--nbval-sanitize-with",
+        ROOT / "tests" / "nbval.cfg",
+        "-p",
+        "no:cacheprovider",
+    ]
+    for name, code in (("same", 0), ("changed", 1)):
+        done = subprocess.run([*command, tmp_path / f"{name}.ipynb"], cwd=ROOT, env=ENVIRONMENT, capture_output=True)
+        assert done.returncode == code, done.stdout
