@@ -87,7 +87,7 @@ def test_a_measurement_that_does_not_repeat_fails_the_fifth(run, monkeypatch):
 
 def test_memory_that_grows_fails_the_second(monkeypatch):
     monkeypatch.setattr(acceptance, "memory_growth", lambda: 0.05)
-    assert acceptance._memory() == ("FAIL", "below 5 % from adapter 20 to adapter 200 (small Qwen2, this process)")
+    assert acceptance._memory() == ("FAIL", "at most 5 % from adapter 20 to adapter 200 (small Qwen2, this process)")
 
 
 def test_memory_growth_sees_that_adapters_are_kept(monkeypatch):
