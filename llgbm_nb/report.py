@@ -89,6 +89,7 @@ def run_report(name: str = "", **parameters) -> Path:
     Raises InputError for wrong parameters, and if a notebook fails (its message is the notebook's own last line).
     """
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     parameters = DEFAULTS | parameters
     values = check(parameters)
@@ -120,6 +121,11 @@ def run_report(name: str = "", **parameters) -> Path:
         except papermill.PapermillExecutionError as error:
             to_html(target)
             raise InputError(f"{shown(source)} stopped: {error.ename}: {error.evalue}") from error
+        except (DeadKernelError, CellTimeoutError) as error:
+            reason = (
+                "its kernel died (out of memory?)" if isinstance(error, DeadKernelError) else "a cell took too long"
+            )
+            raise InputError(f"{shown(source)} stopped: {reason}; what was computed is kept, run again") from error
         to_html(target)
     marker.write_text(state)
     return folder
