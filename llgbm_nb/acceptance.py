@@ -72,7 +72,8 @@ def memory_growth(adapters: int = 200, early: int = 20) -> float:
         vocab_size=64, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, pad_token_id=0,
     )  # fmt: skip
-    process = psutil.Process()
+    process, threads = psutil.Process(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are small, and threads would wait for each other
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         for number in range(4):
             lora = LoraConfig(r=32 + number, target_modules="all-linear", init_lora_weights=False, use_dora=number == 3)
@@ -84,6 +85,7 @@ def memory_growth(adapters: int = 200, early: int = 20) -> float:
                 last_token_states(model, [[1, 2, 3], [4, 5]], torch.device("cpu"))
             if number == early:
                 before = process.memory_info().rss
+        torch.set_num_threads(threads)
         return process.memory_info().rss / before - 1
 
 
@@ -156,16 +158,20 @@ def _correct(run: DeltaRun, adapters: list[Adapter]):
         if run.cache.config["dtype"] != "float32":
             ours = _fresh(run, adapters, cache_dir, "float32").delta_set
         trust = run.trust_remote_code
-        base, worst = reference_activations(folder, probes, None, trust), 0.0
+        base = reference_activations(folder, probes, None, trust)
+        last, good = 0.0, True
         for adapter in adapters:
             theirs = reference_delta(folder, probes, adapter.path, base, trust)
             for layer in range(ours.layers):
                 norm = np.linalg.norm(theirs[layer])
                 error = np.linalg.norm(ours.deltas(layer)[ours.paths.index(adapter.path)] - theirs[layer])
-                worst = max(worst, error / norm if norm else error)
-    bound = f"1e{math.ceil(math.log10(worst))}" if worst else "0"
-    return _verdict(worst <= 1e-4), (
-        f"{len(adapters)} adapters, every layer, float32: within {bound} of the norm of an independent computation"
+                # Below the last layer a delta can be so small beside the base that float32's rounding shows.
+                good = good and error <= 1e-4 * norm + 1e-6 * ours.base_norm(layer)
+            last = max(last, error / norm if norm else error)
+    bound = f"1e{math.ceil(math.log10(last))}" if last else "0"
+    return _verdict(good and last <= 1e-4), (
+        f"{len(adapters)} adapters in float32: within {bound} of the norm of an independent computation, "
+        f"other layers {'within 1e-4 and rounding' if good else 'NOT within 1e-4 and rounding'}"
     )
 
 

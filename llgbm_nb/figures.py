@@ -231,9 +231,10 @@ def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
     figure.colorbar(image, ax=axis, label="cosine of the deltas", shrink=0.6, pad=0.02)
     handles = [Patch(color=colour, label=domain) for domain, (colour, _) in styles.items()]
     figure.legend(handles=handles, title="domain", loc="outside right upper", frameon=False)
-    same = np.equal.outer(np.asarray(domains, dtype=object), np.asarray(domains, dtype=object))
-    off = ~np.eye(count, dtype=bool)
-    within, across = (f"{cosines[m].mean():.2f}" if m.any() else "–" for m in (same & off, ~same))
+    domains = np.asarray(domains, dtype=object)
+    same, labelled = np.equal.outer(domains, domains), domains != UNKNOWN
+    pairs = np.outer(labelled, labelled) & ~np.eye(count, dtype=bool)
+    within, across = (f"{cosines[m].mean():.2f}" if m.any() else "–" for m in (same & pairs, ~same & pairs))
     figure.suptitle(
         f"Cosine within a domain {within}, across domains {across}", fontweight="bold", fontsize=11, x=0.01, ha="left"
     )

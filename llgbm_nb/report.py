@@ -186,6 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    points = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["acceptance"]
+    failed = [name for name, point in points.items() if point["result"] == "FAIL"]
+    print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
     print(f"open {shown(folder)}/04_analysis.html")
     return 0
 

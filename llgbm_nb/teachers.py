@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from .activations import load_base
+from .activations import load_base, quiet_transformers
 from .errors import InputError
 from .paths import shown, write_whole
 
@@ -162,7 +162,8 @@ def train_teachers(
                     use_rslora=name in rslora, use_dora=name in dora, task_type="CAUSAL_LM",
                 )  # fmt: skip
                 how = dict(steps=steps, lr=lr, batch_size=batch_size, max_tokens=max_tokens, seed=seed + k)
-                tensors, config, losses = finetune(base.model, base.tokenizer, pairs, config, **how)
+                with quiet_transformers():
+                    tensors, config, losses = finetune(base.model, base.tokenizer, pairs, config, **how)
                 training = dict(
                     base=base_model, variant="rsLoRA" if name in rslora else "DoRA" if name in dora else "LoRA",
                     rank=rank[k], alpha=alpha[k], targets=targets[k], data=file.name, split=f"{k + 1} of {splits}",

@@ -80,3 +80,6 @@ def test_titles_say_the_finding():
     cosines = analysis.similarity(deltas)
     within = [cosines[i, j] for i in range(9) for j in range(9) if i != j and domains[i] == domains[j]]
     assert f"within a domain {np.mean(within):.2f}" in texts(drawn["heatmap"])
+    some = ["a", "b", "c"] * 2 + ["unknown"] * 3  # in no score
+    mean = np.mean([cosines[i, j] for i in range(6) for j in range(6) if i != j and some[i] == some[j]])
+    assert f"within a domain {mean:.2f}" in texts(draw_all(deltas, names, some)["heatmap"])
