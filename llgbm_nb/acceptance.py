@@ -145,6 +145,8 @@ def _domains(run: DeltaRun):
     if last.note:
         return SKIPPED, last.note
     layers = silhouette_by_layer(run.delta_set)
+    if layers.isna().all():
+        return FAIL, "all deltas are zero"
     return (
         PASS,
         f"silhouette by domain {last.score:.2f} at the last layer; best {layers.max():.2f} at layer {layers.idxmax()}",

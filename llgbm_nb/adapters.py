@@ -101,18 +101,20 @@ class Adapter:
 def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
     """Every folder below `checkpoint_dir` with an adapter's config or weights in it, sorted; hidden ones left out.
 
+    Links are followed, and a folder that several lead to is listed once.
+
     Raises InputError if the folder does not exist.
     """
     if not Path(checkpoint_dir).is_dir():
         raise InputError(f"the checkpoint folder {shown(checkpoint_dir)} does not exist; set checkpoint_dir")
-    found = []
+    found, seen = [], set()
     for folder, subfolders, files in os.walk(checkpoint_dir, followlinks=True):
-        above = Path(os.path.realpath(folder))
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and not above.is_relative_to(os.path.realpath(os.path.join(folder, name)))
-        ]  # a link that leads back up is not followed
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in seen:  # reached by a link once more
+            subfolders.clear()
+            continue
+        seen.add(real)
         if CONFIG in files or any(name in files for name in WEIGHTS):
             found.append(folder)
     return sorted(found)
@@ -182,10 +184,17 @@ def _read_labels(root: Path) -> dict[str, str] | None:
         return None
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, skipinitialspace=True))
-        return {os.path.abspath(root / row["path"].strip()): row["domain"].strip() or UNKNOWN for row in rows}
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            rows = [(row["path"].strip(), row["domain"].strip() or UNKNOWN) for row in reader]
+            if not {"path", "domain"} <= set(reader.fieldnames or ()):
+                raise KeyError("path, domain")
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
         raise InputError(f"{shown(file)} must be a CSV file with the columns path,domain ({error!r})") from error
+    labels = {}
+    for path, domain in rows:
+        if labels.setdefault(os.path.abspath(root / path), domain) != domain:
+            raise InputError(f"{shown(file)} gives {path} two domains; keep one of the rows")
+    return labels
 
 
 def _targets_in_short(targets) -> str:

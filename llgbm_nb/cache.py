@@ -12,6 +12,7 @@ written beside its place and renamed. The manifest lists an entry after its file
 are replaced, so an entry is there whole or not at all.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -102,8 +103,8 @@ class DeltaCache:
         found = self._valid_entry(adapter_path)
         return None if found is None else _load(self.cache_dir / f"{found[0]}.npy", found[1]["shape"])
 
-    def get_differences(self, adapter_path: str | Path) -> np.ndarray | None:
-        """a(M) - a(B), float32 (probes, layers + 1, hidden), mapped from disk: only what is looked at is read.
+    def get_differences(self, adapter_path: str | Path) -> "OnDisk | None":
+        """a(M) - a(B), float32 (probes, layers + 1, hidden), left on disk: only what is looked at is read.
 
         None as in `get_delta`, or if it was not kept or is not what the delta is the mean of.
         """
@@ -111,8 +112,7 @@ class DeltaCache:
         if found is None or delta is None:
             return None
         file = self.cache_dir / "activations" / f"{found[0]}.npy"
-        # Checked through a mapping of its own, so that what was read for it does not stay in memory.
-        return _load(file, mmap_mode="r") if _belongs(_load(file, mmap_mode="r"), delta) else None
+        return OnDisk(file) if _belongs(_load(file, mmap_mode="r"), delta) else None
 
     def save_delta(
         self, adapter_path: str | Path, delta: np.ndarray, differences: np.ndarray | None = None,
@@ -186,7 +186,8 @@ class DeltaCache:
                 newer = int(manifest.get("format", FORMAT)) > FORMAT
                 whole = newer or all(entry["path"] and entry["shape"] for entry in manifest["adapters"].values())
                 whole = whole and isinstance(manifest["config"], dict)
-            except (ValueError, KeyError, TypeError, AttributeError):
+                whole = whole and (newer or all(isinstance(e["path"], str) for e in manifest["adapters"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError):
                 whole = newer = False
             if not whole:
                 raise InputError(f"{shown(file)} is damaged; remove {shown(self.cache_dir)} to compute it anew")
@@ -218,6 +219,32 @@ class DeltaCache:
             ) from error
 
 
+class OnDisk:
+    """An array in a .npy file. Indexing reads that part; no file stays open, so there can be any number of these.
+
+    Raises InputError if the file has been replaced since: a set of deltas never changes under its owner.
+    """
+
+    def __init__(self, file: Path):
+        self._file, self._stamp = file, self._now(file)
+
+    @staticmethod
+    def _now(file: Path) -> tuple:
+        stat = file.stat()
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def __getitem__(self, key) -> np.ndarray:
+        return np.array(self._open()[key])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self._open(), dtype=dtype)
+
+    def _open(self) -> np.ndarray:
+        if not self._file.exists() or self._now(self._file) != self._stamp:
+            raise InputError(f"{shown(self._file)} has been replaced since these deltas were taken; compute them again")
+        return np.load(self._file, mmap_mode="r")
+
+
 def _belongs(activations: np.ndarray | None, mean: np.ndarray | None) -> bool:
     """Whether `mean` is, bit for bit, that of the last layer of `activations` (probes, layers + 1, hidden)."""
     if activations is None or mean is None or activations.ndim != 3 or activations.shape[-1:] != mean.shape:
@@ -233,9 +260,14 @@ def _load(file: Path, shape: list[int] | None = None, mmap_mode: str | None = No
     """The array in `file`; None if it is missing, cut off, not float32 or not of `shape`: it is then computed anew."""
     try:
         array = np.load(file, mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
+            raise InputError(f"cannot read {shown(file)} ({error.strerror})") from error
         return None
-    return array if array.dtype == np.float32 and (shape is None or list(array.shape) == list(shape)) else None
+    except Exception:  # numpy raises many kinds for a damaged file
+        return None
+    fits = isinstance(array, np.ndarray) and array.dtype == np.float32
+    return array if fits and (shape is None or list(array.shape) == shape) else None
 
 
 def _fingerprint(path: str | Path) -> str | None:

@@ -119,7 +119,7 @@ def compute_deltas(
     """
     if isinstance(adapters, str | Path):
         adapters = find_adapters(adapters)
-    base_model = base_model or base_of(adapters)
+    base_model = str(base_model) or base_of(adapters)
     cache = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype)
     measure = _Measure(lambda: load_base(base_model, dtype, device, trust_remote_code), probes, max_length, cache)
 
@@ -214,6 +214,9 @@ class _Measure:
 
 
 def _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype) -> DeltaCache:
+    if isinstance(probes, str) or not probes:
+        raise InputError("probes must be a list of at least one text")
+    base_model, dtype = str(base_model), str(dtype).removeprefix("torch.")
     return open_cache(
         cache_dir,
         configuration(
@@ -228,8 +231,11 @@ def _keep_base(cache: DeltaCache, states: np.ndarray) -> None:
 
 
 def _other_base(adapter: Adapter, base_model: str) -> str:
-    if not adapter.base_model or same_base(adapter.base_model, base_model):
-        return ""
+    try:
+        if not adapter.base_model or same_base(adapter.base_model, base_model):
+            return ""
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"the base model that it names cannot be looked up ({first_sentence(error)})"
     return (
         f"it was trained on {adapter.base_model}, this run is for {base_model}; "
         "if these are the same weights, name them alike in its adapter_config.json"

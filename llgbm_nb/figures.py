@@ -29,7 +29,9 @@ MAP_LABELS = 500  # on a map each name looks for a free place; above so many ada
 FONT = 9
 
 sns.set_theme(
-    style="ticks", font_scale=0.85, rc={"axes.titlelocation": "left", "axes.titleweight": "bold", "figure.dpi": 100}
+    style="ticks",
+    font_scale=0.85,
+    rc={"axes.titlelocation": "left", "axes.titleweight": "bold", "figure.dpi": 100, "text.parse_math": False},
 )
 
 
@@ -95,6 +97,8 @@ def base_norms(states: np.ndarray):
         frameon=False, loc="upper left", bbox_to_anchor=(1, 1),
     )  # fmt: skip
     axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
     axis.set_title(f"The base's hidden state: norm {norms[:, -1].mean():.0f} after the final norm")
     sns.despine(figure)
     return figure

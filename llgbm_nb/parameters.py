@@ -27,7 +27,7 @@ def check(namespace: dict) -> SimpleNamespace:
                 setattr(values, name, convert(namespace[name]))
             except InputError as error:
                 wrong.append(f"{name} is {namespace[name]!r}; {error}")
-    for name in sorted(_injected(namespace) - set(_RULES)):
+    for name in sorted(_unknown(namespace)):
         near = get_close_matches(name, [known for known in _RULES if known in namespace], n=1)
         wrong.append(f"there is no parameter {name}" + (f"; did you mean {near[0]}?" if near else ""))
     if wrong:
@@ -39,17 +39,20 @@ def check(namespace: dict) -> SimpleNamespace:
     return values
 
 
-def _injected(namespace: dict) -> set[str]:
-    """The names that papermill's injected cell assigned (`In` is IPython's list of the cells run so far)."""
-    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
-    return {
-        target.id
-        for source in cells
-        for statement in ast.parse(source).body
-        if isinstance(statement, ast.Assign)
-        for target in statement.targets
-        if isinstance(target, ast.Name)
-    }
+def _unknown(namespace: dict) -> set[str]:
+    """Names that papermill's injected cell assigns and no cell before it does (`In` holds the cells run so far)."""
+    own, injected = set(), set()
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):
+            injected |= _assigned(source)
+        elif not injected:
+            own |= _assigned(source)
+    return injected - own
+
+
+def _assigned(source: str) -> set[str]:
+    targets = [t for s in ast.parse(source).body if isinstance(s, ast.Assign) for t in s.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 # -- one rule for every parameter: the value as the notebook uses it, or an InputError saying what it may be ----------

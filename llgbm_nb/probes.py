@@ -88,10 +88,12 @@ def read_probe_file(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the probe file {path}: {error}") from error
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".jsonl":
+        raise InputError(f"the probe file {path} is JSON lines; give a JSON list of texts, or plain text")
+    if path.suffix.lower() == ".json":
         try:
             probes = json.loads(text)
         except ValueError as error:

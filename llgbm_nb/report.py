@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -95,7 +96,11 @@ def run_report(name: str = "", **parameters) -> Path:
     values = check(parameters)
     adapters = find_adapters(values.checkpoint_dir)
     base_model = values.base_model or base_of(adapters)
-    folder = ROOT / "reports" / (name or _name(parameters, values))
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(
+            f"the report's name is {name!r}; it must be one folder name of letters, digits, '.', '_' and '-'"
+        )
+    folder = ROOT / "reports" / (name or re.sub(r"[^\w.-]+", "_", _name(parameters, values)))
     state = _state(parameters, adapters, base_model, values.probe_file)
     marker = folder / ".inputs"
     products = [folder / f"{n}{kind}" for n in NOTEBOOKS for kind in (".ipynb", ".html")]
@@ -104,9 +109,11 @@ def run_report(name: str = "", **parameters) -> Path:
     if made and not values.force_recompute:
         print(f"{shown(folder)} is up to date: nothing it depends on has changed")
         return folder
+    previous = folder.with_name(f"{folder.name}.previous")
+    if marker.exists():  # a finished report is set aside until there is a new one
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (marker, *products, *folder.glob("*.png")):
-        file.unlink(missing_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     for notebook in NOTEBOOKS:
         source, target = ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
@@ -128,6 +135,7 @@ def run_report(name: str = "", **parameters) -> Path:
             raise InputError(f"{shown(source)} stopped: {reason}; what was computed is kept, run again") from error
         to_html(target)
     marker.write_text(state)
+    shutil.rmtree(previous, ignore_errors=True)
     return folder
 
 

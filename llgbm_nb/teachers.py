@@ -114,6 +114,8 @@ def finetune(
             loss.backward()
             optimizer.step()
             losses.append(round(loss.item(), 4))
+            if not np.isfinite(losses[-1]):
+                raise InputError(f"the loss is {losses[-1]} at step {step + 1}; use a smaller lr")
         tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         tensors = {name: t.detach().to(torch.bfloat16).contiguous() for name, t in tensors.items()}
         return tensors, adapted.peft_config["default"], losses

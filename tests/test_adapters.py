@@ -59,11 +59,13 @@ def test_names_are_unique_however_folders_repeat(tmp_path):
     assert names == ["law/1", "math/1", "x/law/1"]
 
 
-def test_the_same_adapter_linked_twice_is_listed_twice(tmp_path):
+def test_folders_that_link_to_each_other_list_each_adapter_once(tmp_path):
     put(tmp_path / "zoo", "a/x")
     (tmp_path / "zoo/b").mkdir()
     os.symlink(tmp_path / "zoo/a/x", tmp_path / "zoo/b/y")
-    assert [a.domain for a in find_adapters(tmp_path / "zoo")] == ["a", "b"]
+    os.symlink(tmp_path / "zoo/a", tmp_path / "zoo/b/to-a")
+    os.symlink(tmp_path / "zoo/b", tmp_path / "zoo/a/to-b")
+    assert len(find_adapters(tmp_path / "zoo")) == 1
 
 
 def test_labels_csv_decides_by_exact_path(tmp_path):
@@ -84,6 +86,14 @@ def test_labels_csv_without_its_columns_is_an_error_that_names_it(tmp_path):
     put(tmp_path, "x/a")
     (tmp_path / "labels.csv").write_text("adapter;domain\nx/a;law\n")
     with pytest.raises(InputError, match="labels.csv.*path,domain"):
+        find_adapters(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "x/a,law\n", "path,domain\nx/a,law\nx/a,art\n"])
+def test_labels_csv_that_says_nothing_or_two_things_is_an_error(tmp_path, text):
+    put(tmp_path, "x/a")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(InputError, match="labels.csv"):
         find_adapters(tmp_path)
 
 

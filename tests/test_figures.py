@@ -39,6 +39,13 @@ def test_every_figure_is_drawn_or_says_in_a_sentence_why_not(tmp_path, count, la
     assert not plt.get_fignums()  # nothing is left to be shown twice or to pile up
 
 
+def test_dollars_in_names_are_dollars(tmp_path):
+    deltas, _, _ = collection(6, None)
+    names, domains = [f"$\\frac{i}$" for i in range(6)], ["$x$", "$\\y"] * 3
+    for name, figure in draw_all(deltas, names, domains).items():
+        figures.save(figure, tmp_path, name)
+
+
 def test_sentences():
     drawn = draw_all(*collection(1, ["a"]))
     assert "at least four" in texts(drawn["map"]) and "at least two adapters" in texts(drawn["heatmap"])

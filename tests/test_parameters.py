@@ -48,9 +48,13 @@ def test_everything_wrong_is_said_at_once():
 
 
 def test_an_unknown_name_from_papermill_is_an_error_with_a_suggestion():
-    cells = ["", "probe_type = 'generic'", "# Parameters\nprobe_typ = 'code'\nmax_length = 9\n"]
+    cells = ["", "probe_type, max_length = 'generic', 9\nprobe_type = 'generic'\nmax_length = 256"]
+    cells.append("# Parameters\nprobe_typ = 'code'\nmax_length = 9\n")
     with pytest.raises(InputError, match="no parameter probe_typ; did you mean probe_type?"):
         check(GOOD | {"In": cells, "probe_typ": "code"})
+    cells[-1] = "# Parameters\nseed = 3\n"  # a parameter of another notebook
+    with pytest.raises(InputError, match="no parameter seed"):
+        check(GOOD | {"In": cells, "seed": 3})
 
 
 def test_variables_of_the_notebook_are_not_taken_for_parameters():

@@ -173,6 +173,9 @@ def test_all_of_these_in_one_folder_do_not_stop_a_run(base, tmp_path):
     spoiled = SPOILED | {
         "other base": (change_config(base_model_name_or_path="org/other"), "trained on org/other"),
         "list for base": (change_config(base_model_name_or_path=["x"], r=3), "size mismatch"),
+        "no such user": (change_config(base_model_name_or_path="~nouser/x"), "cannot be looked up"),
+        "very long base": (change_config(base_model_name_or_path="/" + "x" * 5000), "cannot be looked up|trained on"),
+        "null in base": (change_config(base_model_name_or_path="/a\0b"), "cannot be looked up"),
         "link to nowhere": (lambda f: link(f, "/nowhere"), "adapter_model.safetensors is missing"),
         "unreadable": (lambda f: link(f, "/proc/self/mem"), "cannot be read"),
     }

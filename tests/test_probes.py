@@ -49,6 +49,12 @@ def test_probe_file_as_text_keeps_spaces_and_line_breaks_inside_a_block(tmp_path
     assert create_probes(probe_file=file) == ["first line\n  second line ", "another probe: "]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_probe(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo")
+    assert create_probes(probe_file=file) == ["one", "two"]
+
+
 def test_probe_file_as_json(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(["a\n\nb", "c "]))
@@ -64,6 +70,7 @@ def test_probe_file_as_json(tmp_path):
         ("mine.json", "[", "not valid JSON"),
         ("mine.json", '["a", " "]', "empty"),
         ("none.txt", None, "cannot read"),
+        ("mine.jsonl", '"a"', "JSON lines"),
     ],
 )
 def test_an_unusable_probe_file_is_named(tmp_path, name, content, reason):
