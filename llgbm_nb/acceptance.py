@@ -170,7 +170,7 @@ def _correct(run: DeltaRun, adapters: list[Adapter]):
                 # Below the last layer a delta can be so small beside the base that float32's rounding shows.
                 good = good and error <= 1e-4 * norm + 1e-6 * ours.base_norm(layer)
             last = max(last, error / norm if norm else error)
-    bound = f"1e{math.ceil(math.log10(last))}" if last else "0"
+    bound = f"1e{max(-4, math.ceil(math.log10(last)))}" if last else "0"
     return _verdict(good and last <= 1e-4), (
         f"{len(adapters)} adapters in float32: within {bound} of the norm of an independent computation, "
         f"other layers {'within 1e-4 and rounding' if good else 'NOT within 1e-4 and rounding'}"
