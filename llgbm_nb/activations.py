@@ -24,7 +24,9 @@ from .demo import DEMO_BASE, demo_base_path
 from .errors import InputError
 from .paths import ROOT, files_fingerprint, from_root, shown
 
-DTYPES = ("float32", "bfloat16", "float16")
+# "bfloat16" and "float16" are difference propagation (see `difference`), on a base in float32; "-plain" is the whole
+# model in half precision.
+DTYPES = ("float32", "bfloat16", "float16", "bfloat16-plain", "float16-plain")
 BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of this size
 
 
@@ -36,23 +38,48 @@ class BaseModel:
     tokenizer: object
     device: torch.device
 
+    @property
+    def body(self) -> torch.nn.Module:
+        """The model without its LM head."""
+        return body_of(self.model)
+
+
+def body_of(model: torch.nn.Module) -> torch.nn.Module:
+    """A causal LM without its LM head."""
+    return getattr(model, model.base_model_prefix, model)
+
+
+def model_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype of the base's weights for a run with this `dtype`. Raises InputError for one that is not in DTYPES."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype is {name!r}; choose one of {', '.join(DTYPES)}")
+    return getattr(torch, name.removesuffix("-plain")) if name.endswith("-plain") else torch.float32
+
+
+def difference_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype that difference propagation multiplies in, for a run with this `dtype`; None if it is not used."""
+    name = str(dtype).removeprefix("torch.")
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
+
 
 def load_base(
     name: str, dtype: str | torch.dtype = "float32", device: str = "auto", trust_remote_code: bool = False
 ) -> BaseModel:
     """Load a base model: the demo base by its name, a local folder, or a hub id such as "Qwen/Qwen2.5-1.5B".
 
-    `dtype` is "float32", "bfloat16" or "float16"; `device` "auto" takes cuda, then mps, then cpu. No code from the
-    model's folder runs unless `trust_remote_code`. Raises InputError if the model cannot be loaded.
+    `dtype` is one of DTYPES: only the "-plain" ones load weights in half precision. `device` "auto" takes cuda, then
+    mps, then cpu. No code from the model's folder runs unless `trust_remote_code`. Raises InputError if the model
+    cannot be loaded, or is an encoder-decoder.
     """
-    dtype = str(dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    weights = model_dtype(dtype)
     where = torch.device(pick_device(device))
     folder = base_folder(name)
     tokenizer = _load(AutoTokenizer, name, folder, trust_remote_code=trust_remote_code)
-    options = dict(dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True)
+    options = dict(dtype=weights, trust_remote_code=trust_remote_code, use_safetensors=True)
     model = _load(AutoModelForCausalLM, name, folder, **options)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"the base {name!r} is an encoder-decoder; deltas are of decoders (causal language models)")
     return BaseModel(model.to(where).eval().requires_grad_(False), tokenizer, where)
 
 
@@ -142,7 +169,7 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     BATCH_PROBES probes, padded on the right: under a causal mask, what follows a token cannot reach it.
     Raises InputError naming probe and layer if a state is not finite.
     """
-    body = getattr(model, model.base_model_prefix, model)
+    body = body_of(model)
     states = []
     for start in range(0, len(token_ids), BATCH_PROBES):
         group = token_ids[start : start + BATCH_PROBES]
@@ -157,10 +184,19 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
         rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
         states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
     result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
-    if not np.isfinite(result).all():
-        probe, layer = np.argwhere(~np.isfinite(result).all(axis=-1))[0]
-        raise InputError(f"the hidden state of probe {probe + 1} at layer {layer} is not finite (dtype {model.dtype})")
+    check_finite(result, range(result.shape[1]), str(model.dtype))
     return result
+
+
+def check_finite(states: np.ndarray, layers, dtype: str) -> None:
+    """Raises InputError naming probe and layer if one of `states` (probes, layers, hidden) is not finite."""
+    finite = np.isfinite(states).all(axis=-1)
+    if not finite.all():
+        probe, column = np.argwhere(~finite)[0]
+        raise InputError(
+            f"the hidden state of probe {probe + 1} at layer {layers[column]} is not finite "
+            f"(dtype {dtype.removeprefix('torch.')})"
+        )
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """Finding adapters on disk: path, name, domain, base model, content fingerprint; and reading their weights safely.
 
-An adapter is a folder with an `adapter_config.json`, as PEFT saves it. This module runs no model.
+An adapter is a folder with an `adapter_config.json`, as PEFT saves it, or a full fine-tuned checkpoint: a folder with a
+model's `config.json` and weights. This module runs no model.
 """
 
 import csv
+import functools
 import json
 import os
 import warnings
@@ -17,12 +19,22 @@ from .paths import files_fingerprint, from_root, shown
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
+MODEL_CONFIG = "config.json"
+MODEL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter folder. `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label."""
+    """One adapter's folder, or a full checkpoint's.
+
+    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label.
+    """
 
     path: str
     name: str
@@ -37,15 +49,23 @@ class Adapter:
             return {}
         return config if isinstance(config, dict) else {}
 
+    @cached_property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a model of its own: no adapter's config or weights, but a model's."""
+        files = set(os.listdir(self.path)) if Path(self.path).is_dir() else set()
+        return is_checkpoint(files)
+
     @property
     def base_model(self) -> str:
-        """The base that the adapter says it was trained on; "" if it does not say."""
+        """The base that the adapter says it was trained on; "" if it does not say, as a full checkpoint never does."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) else ""
 
     @property
     def kind(self) -> str:
-        """What kind of adapter it is, for tables: "LoRA r8 q,v", "DoRA r16 all linear", "IA3", …"""
+        """What kind of adapter it is, for tables: "LoRA r8 q,v", "DoRA r16 all linear", "IA3", "full model", …"""
+        if self.is_checkpoint:
+            return "full model"
         kind = str(self.config.get("peft_type", "?"))
         if kind != "LORA":
             return kind
@@ -56,6 +76,11 @@ class Adapter:
     def fingerprint(self) -> str:
         """SHA-256 of the config's and the weights' bytes. Raises InputError if one of the files cannot be read."""
         try:
+            if self.is_checkpoint:
+                parts = ("*.safetensors", "*.bin", "*.index.json")
+                return files_fingerprint(
+                    [Path(self.path) / MODEL_CONFIG, *sorted(f for part in parts for f in Path(self.path).glob(part))]
+                )
             return files_fingerprint([Path(self.path) / CONFIG, self.weights_file])
         except OSError as error:
             raise InputError(f"its files cannot be read ({error.strerror or error})") from error
@@ -93,13 +118,51 @@ class Adapter:
         if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
             raise InputError(f"{file.name} does not hold tensors by name")
         for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
+            # A sum is finite if all is, and quicker to have; it can overflow without, so look again before saying so.
+            if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
                 raise InputError(f"{file.name} has values that are not finite, in {name}")
         return tensors
 
 
+def is_checkpoint(files: set[str]) -> bool:
+    """Whether a folder with these files is a full checkpoint, and no adapter."""
+    adapter = CONFIG in files or any(name in files for name in WEIGHTS)
+    return not adapter and MODEL_CONFIG in files and any(name in files for name in MODEL_WEIGHTS)
+
+
+def check_tokenizer(adapter: Adapter, tokenizer) -> None:
+    """Raises InputError if the adapter's folder holds a tokenizer with tokens that the base's `tokenizer` lacks."""
+    lacking = [t for t in _added_tokens(adapter.path) if tokenizer.convert_ids_to_tokens(_id_of(tokenizer, t)) != t]
+    if lacking:
+        raise InputError(
+            f"its tokenizer has {len(lacking)} tokens that the base's lacks, such as {lacking[0]!r}: "
+            "it is for a base with a larger vocabulary"
+        )
+
+
+def _id_of(tokenizer, token: str) -> int:
+    number = tokenizer.convert_tokens_to_ids(token)
+    return 0 if number is None else number
+
+
+def _added_tokens(folder: str) -> tuple[str, ...]:
+    files = [Path(folder) / name for name in ("tokenizer.json", "added_tokens.json") if (Path(folder) / name).is_file()]
+    return tuple(token for file in files for token in _tokens_in(str(file), files_fingerprint([file])))
+
+
+@functools.cache
+def _tokens_in(file: str, fingerprint: str) -> tuple[str, ...]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        if file.endswith("added_tokens.json"):
+            return tuple(content)
+        return tuple(token["content"] for token in content.get("added_tokens") or ())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"its {Path(file).name} cannot be read ({error})") from error
+
+
 def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
-    """Every folder below `checkpoint_dir` with an adapter's config or weights in it, sorted; hidden ones left out.
+    """Every folder below `checkpoint_dir` with an adapter or a full checkpoint in it, sorted; hidden ones left out.
 
     Links are followed, and a folder that several lead to is listed once.
 
@@ -115,7 +178,7 @@ def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
             subfolders.clear()
             continue
         seen.add(real)
-        if CONFIG in files or any(name in files for name in WEIGHTS):
+        if CONFIG in files or any(name in files for name in WEIGHTS) or is_checkpoint(set(files)):
             found.append(folder)
     return sorted(found)
 
@@ -132,7 +195,7 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     paths = find_adapter_paths(root)
     if not paths:
         raise InputError(
-            f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG}. Put adapters in "
+            f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model. Put adapters in "
             f"{shown(root)}/<domain>/<name>/ or set checkpoint_dir."
         )
     parts = [Path(path).relative_to(root).parts for path in paths]

@@ -29,10 +29,11 @@ FORMAT = 1  # of the manifest; counts up when an older program could not read it
 
 
 def configuration(
-    *, base_model: str, base_fingerprint: str, probe_type: str, probes: list[str], max_length: int, dtype: str
-) -> dict:
-    """What a delta depends on, besides the adapter: the `config` of a manifest."""
-    return {
+    *, base_model: str, base_fingerprint: str, probe_type: str, probes: list[str], max_length: int, dtype: str,
+    layers: list[int] | None = None,
+) -> dict:  # fmt: skip
+    """What a delta depends on, besides the adapter: the `config` of a manifest. `layers` None: all of the base's."""
+    config = {
         "base_model": base_model,
         "base_fingerprint": base_fingerprint,
         "probe_type": probe_type,
@@ -41,6 +42,11 @@ def configuration(
         "max_length": max_length,
         "dtype": dtype,
     }
+    if dtype in ("bfloat16", "float16"):  # until difference propagation, these names meant the whole model
+        config["propagation"] = "difference"
+    if layers is not None:
+        config["layers"] = layers
+    return config
 
 
 def open_cache(cache_dir: str | Path, config: dict) -> "DeltaCache":
@@ -113,6 +119,11 @@ class DeltaCache:
             return None
         file = self.cache_dir / "activations" / f"{found[0]}.npy"
         return OnDisk(file) if _belongs(_load(file, mmap_mode="r"), delta) else None
+
+    def get_entry(self, adapter_path: str | Path) -> dict | None:
+        """The manifest's entry of an adapter; None if there is none, or if the adapter's files have changed since."""
+        found = self._valid_entry(adapter_path)
+        return None if found is None else dict(found[1])
 
     def save_delta(
         self, adapter_path: str | Path, delta: np.ndarray, differences: np.ndarray | None = None,

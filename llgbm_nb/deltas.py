@@ -12,20 +12,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoConfig
 
 from .activations import (
-    BaseModel,
     base_fingerprint,
+    base_folder,
+    difference_dtype,
     first_sentence,
     last_token_states,
     load_base,
+    model_dtype,
     pick_device,
+    quiet_transformers,
     tokenize,
 )
 from .adapters import Adapter, base_of, find_adapters, same_base
 from .cache import DeltaCache, configuration, open_cache
+from .engine import Engine, Measured
 from .errors import InputError
-from .peft_adapter import BaseChanged, applied, base_state
+from .peft_adapter import BaseChanged, applied
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,9 @@ class DeltaSet:
     domains: tuple[str, ...]
     kinds: tuple[str, ...]
     probes: tuple[str, ...]
-    base: np.ndarray = field(repr=False)  # a(B): float32 (probes, layers + 1, hidden)
-    differences: Sequence[np.ndarray] = field(repr=False)  # a(M) - a(B): float32 (probes, layers + 1, hidden) of each
+    base: np.ndarray = field(repr=False)  # a(B): float32 (probes, layers, hidden)
+    differences: Sequence[np.ndarray] = field(repr=False)  # a(M) - a(B): float32 (probes, layers, hidden) of each
+    layer_numbers: tuple[int, ...] = ()  # which layers these are (0: the embedding); empty: all of the model's
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,16 +54,28 @@ class DeltaSet:
         """How many layers there are to look at, the embedding (0) counted."""
         return self.base.shape[1]
 
+    def _column(self, layer: int) -> int:
+        numbers = self.layer_numbers or range(self.layers)
+        if layer < 0 and -layer <= len(numbers):
+            return layer
+        if layer not in numbers:
+            raise InputError(f"layer {layer} was not computed; there are {', '.join(map(str, numbers))}")
+        return numbers.index(layer)
+
     def deltas(self, layer: int = -1, probes: Sequence[int] | None = None) -> np.ndarray:
-        """Delta(M, B) of every adapter at `layer`, over `probes` (indices; None: all): float32 (adapters, hidden)."""
-        states = [each[:, layer] if probes is None else each[:, layer][list(probes)] for each in self.differences]
+        """Delta(M, B) of every adapter at `layer`, over `probes` (indices; None: all): float32 (adapters, hidden).
+
+        Negative layers count from the deepest one that was computed. Raises InputError for one that was not.
+        """
+        column = self._column(layer)
+        states = [each[:, column] if probes is None else each[:, column][list(probes)] for each in self.differences]
         if not states:
             return np.zeros((0, self.base.shape[-1]), np.float32)
         return np.stack([mean_over_probes(each) for each in states])
 
     def base_norm(self, layer: int = -1) -> float:
         """||v(B)|| at `layer`: what the norms of the deltas are measured against."""
-        return float(np.linalg.norm(mean_over_probes(self.base[:, layer])))
+        return float(np.linalg.norm(mean_over_probes(self.base[:, self._column(layer)])))
 
     def subset(self, keep: Iterable[int]) -> "DeltaSet":
         """The same set with only the adapters at the indices `keep`, in that order."""
@@ -71,7 +89,8 @@ class DeltaRun:
     """What `compute_deltas` did: the deltas, a record for every adapter found, and where they are kept.
 
     A record has name, domain, kind, norm, relative (to ||v(B)||), seconds, status ("computed", "cached" or "failed"),
-    reason (of a failure, else "") and path. Norms are those of the last layer.
+    reason (of a failure, else ""), route ("stacked", "PEFT" or "full model": how it was measured) and path. Norms are
+    those of the deepest layer computed, by default the last. `notes` say what else there is to know of the run.
     """
 
     delta_set: DeltaSet
@@ -79,6 +98,7 @@ class DeltaRun:
     cache: DeltaCache
     base_model: str
     trust_remote_code: bool = False
+    notes: tuple[str, ...] = ()
 
     def count(self, status: str) -> int:
         return sum(record["status"] == status for record in self.records)
@@ -95,7 +115,7 @@ def compute_base(
     trust_remote_code: bool = False,
 ) -> tuple[np.ndarray, DeltaCache]:  # fmt: skip
     """a(B), float32 (probes, layers + 1, hidden), from the cache or computed and kept there, and that cache."""
-    cache = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype)
+    cache, _ = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype, "all", trust_remote_code)
     states = None if force_recompute else cache.get_base_activations()
     if states is None:
         base = load_base(base_model, dtype, device, trust_remote_code)
@@ -107,123 +127,119 @@ def compute_base(
 def compute_deltas(
     adapters: str | Path | Sequence[Adapter], probes: list[str], *,
     base_model: str = "", cache_dir: str | Path = "deltas", probe_type: str = "generic", max_length: int = 256,
-    dtype: str = "float32", force_recompute: bool = False,
-    device: str = "auto", trust_remote_code: bool = False, on_adapter: Callable[[dict], None] = lambda record: None,
+    dtype: str = "float32", layers: str | Sequence[int] = "all", force_recompute: bool = False, device: str = "auto",
+    adapters_per_pass: int = 0, trust_remote_code: bool = False,
+    on_adapter: Callable[[dict], None] = lambda record: None,
 ) -> DeltaRun:  # fmt: skip
     """The delta of every adapter, those with a valid one in the cache left as they are.
 
     `adapters` is a folder to look in, or what `find_adapters` found there. `base_model` left empty means the base that
-    most of the adapters name; adapters of another base are listed as failed. `on_adapter(record)` is called after each
-    adapter, for a progress bar. Raises InputError if there are no adapters, the base cannot be loaded, a probe is
-    longer than `max_length`, or the cache cannot be written.
+    most of the adapters name; adapters of another base are listed as failed. `dtype` is one of `activations.DTYPES`.
+    `layers` is "all", "last" or a list of layer numbers (0: the embedding; negative ones from the end); the passes stop
+    at the deepest. `adapters_per_pass` is how many share a forward pass (0: what suits the device).
+    `on_adapter(record)` is called after each adapter, for a progress bar. Raises InputError if there are no adapters,
+    the base cannot be loaded, a probe is longer than `max_length`, or the cache cannot be written.
     """
     if isinstance(adapters, str | Path):
         adapters = find_adapters(adapters)
     base_model = str(base_model) or base_of(adapters)
-    cache = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype)
-    measure = _Measure(lambda: load_base(base_model, dtype, device, trust_remote_code), probes, max_length, cache)
+    cache, numbers = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype, layers, trust_remote_code)
 
-    records, found = [], []
+    records, found, missing = {}, {}, []
+
+    def record(adapter: Adapter, status: str, seconds: float, route: str = "", delta=None, reason: str = "") -> None:
+        records[adapter.path] = {
+            "name": adapter.name, "domain": adapter.domain, "kind": adapter.kind,
+            "norm": np.nan if delta is None else float(np.linalg.norm(delta)),
+            "seconds": seconds, "status": status, "reason": reason, "route": route, "path": adapter.path,
+        }  # fmt: skip
+        on_adapter(records[adapter.path])
+
     for adapter in adapters:
         start = time.perf_counter()
-        reason, delta, differences, status = _other_base(adapter, base_model), None, None, "cached"
-        if not reason and not force_recompute:
-            delta, differences = cache.get_delta(adapter.path), cache.get_differences(adapter.path)
-        if not reason and (delta is None or differences is None):
-            measure.ready()  # what is wrong with the base or the probes stops the run
-            status, start = "computed", time.perf_counter()
-            try:
-                fingerprint = adapter.fingerprint
-                differences = measure(adapter)
-                delta = mean_over_probes(differences[:, -1])
-            except InputError as error:
-                reason = str(error)
-            else:
-                about = dict(name=adapter.name, domain=adapter.domain, kind=adapter.kind)
-                cache.save_delta(adapter.path, delta, differences, fingerprint, **about)
-                differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
-                reason = "" if differences is not None else "its files changed while it was measured; run again"
-        if not reason:
-            found.append((adapter, differences))
-        records.append(
-            {
-                "name": adapter.name,
-                "domain": adapter.domain,
-                "kind": adapter.kind,
-                "norm": np.nan if reason else float(np.linalg.norm(delta)),
-                "seconds": time.perf_counter() - start,
-                "status": "failed" if reason else status,
-                "reason": reason,
-                "path": adapter.path,
-            }
-        )
-        on_adapter(records[-1])
-
-    delta_set = _delta_set(found, probes, measure.base_states)
-    for record in records:
-        record["relative"] = record["norm"] / delta_set.base_norm()
-    return DeltaRun(delta_set, records, cache, base_model, trust_remote_code)
-
-
-class _Measure:
-    """The base model, loaded when the first adapter needs it, and its a(B): the state that the loop above carries."""
-
-    def __init__(self, load: Callable[[], BaseModel], probes: list[str], max_length: int, cache: DeltaCache):
-        self._load, self._probes, self._max_length, self._cache = load, probes, max_length, cache
-        self._base = None
-
-    @property
-    def base_states(self) -> np.ndarray:
-        """a(B) of this run; from the cache if no adapter had to be computed."""
-        kept = self._cache.get_base_activations() if self._base is None else None
-        if kept is not None:
-            return kept
-        self.ready()
-        return self._states
-
-    def ready(self) -> None:
-        if self._base is None:
-            self._start()
-
-    def __call__(self, adapter: Adapter) -> np.ndarray:
-        """a(M) - a(B) of one adapter, float32 (probes, layers + 1, hidden). Raises InputError if it cannot be used."""
-        differences, reason, spoiled = None, "it changed the base and could not be measured", True
-        try:
-            with applied(self._base.model, adapter, self._state):
-                differences = last_token_states(self._base.model, self._ids, self._base.device) - self._states
-            spoiled = False
-        except BaseChanged as error:  # if it was measured, then on the right base all the same
-            reason = str(error.__context__ or reason)
-        except InputError as error:
-            reason, spoiled = str(error), False
-        except Exception as error:  # whatever PEFT or torch raise for an adapter that they cannot use
-            reason = f"{type(error).__name__}: {first_sentence(error)}"
-        if spoiled:  # outside of the handlers, whose errors hold on to the old model
-            self._start()
+        if reason := _other_base(adapter, base_model):
+            record(adapter, "failed", time.perf_counter() - start, reason=reason)
+            continue
+        delta, differences = (None, None) if force_recompute else _cached(cache, adapter)
         if differences is None:
-            raise InputError(reason)
-        return differences
+            missing.append(adapter)
+        else:
+            found[adapter.path] = adapter, differences
+            route = cache.get_entry(adapter.path).get("route", "")
+            record(adapter, "cached", time.perf_counter() - start, route, delta)
 
-    def _start(self) -> None:
-        self._base = None  # two copies never lie in memory at once
-        self._base = self._load()
-        self._state = base_state(self._base.model)
-        self._ids = tokenize(self._base.tokenizer, self._probes, self._max_length)
-        self._states = last_token_states(self._base.model, self._ids, self._base.device)
-        _keep_base(self._cache, self._states)
+    base_states, notes = cache.get_base_activations(), ()
+    if missing or base_states is None:
+        engine = Engine(
+            lambda: load_base(base_model, dtype, device, trust_remote_code), probes, max_length, layers=numbers,
+            low=difference_dtype(dtype), adapters_per_pass=adapters_per_pass, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        base_states = engine.base_states
+        _keep_base(cache, base_states)
+        for measured in engine.measure(missing):
+            adapter, delta, reason = measured.adapter, None, measured.reason
+            if measured.differences is not None:
+                delta = mean_over_probes(measured.differences[:, -1])
+                _keep(cache, measured, delta)
+                differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
+                if differences is None:
+                    delta, reason = None, "its files changed while it was measured; run again"
+                else:
+                    found[adapter.path] = adapter, differences
+            record(adapter, "failed" if reason else "computed", measured.seconds, measured.route, delta, reason)
+        notes = tuple(engine.notes)
+
+    in_order = [found[adapter.path] for adapter in adapters if adapter.path in found]
+    delta_set = _delta_set(in_order, probes, base_states, () if layers == "all" else tuple(numbers))
+    ordered = [records[adapter.path] for adapter in adapters]
+    for each in ordered:
+        each["relative"] = each["norm"] / delta_set.base_norm()
+    return DeltaRun(delta_set, ordered, cache, base_model, trust_remote_code, notes)
 
 
-def _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype) -> DeltaCache:
+def _cached(cache: DeltaCache, adapter: Adapter) -> tuple:
+    delta, differences = cache.get_delta(adapter.path), cache.get_differences(adapter.path)
+    return (None, None) if delta is None or differences is None else (delta, differences)
+
+
+def _keep(cache: DeltaCache, measured: Measured, delta: np.ndarray) -> None:
+    adapter = measured.adapter
+    cache.save_delta(
+        adapter.path, delta, measured.differences, measured.fingerprint, name=adapter.name, domain=adapter.domain,
+        kind=adapter.kind, route=measured.route, passes=measured.shape,
+    )  # fmt: skip
+
+
+def _cache_for(
+    base_model, probes, cache_dir, probe_type, max_length, dtype, layers, trust_remote_code
+) -> tuple[DeltaCache, list[int]]:
+    """The cache of this configuration, and the numbers of the layers that it is for."""
     if isinstance(probes, str) or not probes:
         raise InputError("probes must be a list of at least one text")
     base_model, dtype = str(base_model), str(dtype).removeprefix("torch.")
-    return open_cache(
-        cache_dir,
-        configuration(
-            base_model=base_model, base_fingerprint=base_fingerprint(base_model), probe_type=probe_type,
-            probes=probes, max_length=max_length, dtype=dtype,
-        ),
+    model_dtype(dtype)  # a wrong one is told before anything is read
+    numbers = _layer_numbers(layers, base_model, trust_remote_code)
+    config = configuration(
+        base_model=base_model, base_fingerprint=base_fingerprint(base_model), probe_type=probe_type, probes=probes,
+        max_length=max_length, dtype=dtype, layers=None if layers == "all" else numbers,
     )  # fmt: skip
+    return open_cache(cache_dir, config), numbers
+
+
+def _layer_numbers(layers: str | Sequence[int], base_model: str, trust_remote_code: bool) -> list[int]:
+    folder = base_folder(base_model)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        count = config.get_text_config().num_hidden_layers + 1
+    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
+        raise InputError(f"cannot load the base {base_model!r}: {first_sentence(error)}") from error
+    if layers in ("all", "last"):
+        return list(range(count)) if layers == "all" else [count - 1]
+    wrong = f"layers is {layers!r}; it must be 'all', 'last' or a list of numbers from {-count} to {count - 1}"
+    if isinstance(layers, str) or not layers or not all(type(n) is int and -count <= n < count for n in layers):
+        raise InputError(wrong)
+    return sorted({number % count for number in layers})
 
 
 def _keep_base(cache: DeltaCache, states: np.ndarray) -> None:
@@ -242,11 +258,11 @@ def _other_base(adapter: Adapter, base_model: str) -> str:
     )
 
 
-def _delta_set(found: list[tuple[Adapter, np.ndarray]], probes: Sequence[str], base: np.ndarray) -> DeltaSet:
+def _delta_set(found: list[tuple[Adapter, Sequence]], probes: Sequence[str], base: np.ndarray, layers) -> DeltaSet:
     adapters = [adapter for adapter, _ in found]
     return DeltaSet(
         tuple(a.path for a in adapters), tuple(a.name for a in adapters), tuple(a.domain for a in adapters),
-        tuple(a.kind for a in adapters), tuple(probes), base, tuple(differences for _, differences in found),
+        tuple(a.kind for a in adapters), tuple(probes), base, tuple(differences for _, differences in found), layers,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def _checksum(tensor: torch.Tensor) -> int:
 
 def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     tensors = adapter.read_tensors()
-    config = _read_config(adapter)
+    config = read_config(adapter)
     config.inference_mode = True
     modules = dict(model.named_modules())
     try:
@@ -95,7 +95,8 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     return wrapped
 
 
-def _read_config(adapter: Adapter) -> PeftConfig:
+def read_config(adapter: Adapter) -> PeftConfig:
+    """An adapter's PEFT config. Raises InputError for kinds and settings that have no delta, or not a known one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,8 +1,10 @@
 """The same deltas by the plainest way there is, to check the engine against: slow on purpose, sharing none of its code.
 
-A fresh base for each adapter, `PeftModel.from_pretrained`, one probe at a time without padding, the whole model with
-its LM head, `hidden_states[layer][:, -1]`.
+A fresh base for each adapter and `PeftModel.from_pretrained` (or the full checkpoint itself), one probe at a time without
+padding, the whole model with its LM head, `hidden_states[layer][:, -1]`.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +16,9 @@ def reference_activations(base_folder, probes, adapter_path=None, trust_remote_c
     """a(M), or a(B) without an adapter, in float32: (probes, layers + 1, hidden)."""
     trust = dict(trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(base_folder, **trust)
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, **trust)
-    if adapter_path is not None:
+    full = adapter_path is not None and not (Path(adapter_path) / "adapter_config.json").exists()
+    model = AutoModelForCausalLM.from_pretrained(adapter_path if full else base_folder, dtype=torch.float32, **trust)
+    if adapter_path is not None and not full:
         model = PeftModel.from_pretrained(model, adapter_path)
     model.eval()
     rows = []

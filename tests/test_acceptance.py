@@ -77,11 +77,11 @@ def test_a_zero_delta_fails_the_fourth(run, zoo):
 
 
 def test_a_measurement_that_does_not_repeat_fails_the_fifth(run, monkeypatch):
-    from llgbm_nb import deltas
+    from llgbm_nb import engine
 
-    real, rng = deltas.last_token_states, np.random.default_rng(0)
+    real, rng = engine.last_token_states, np.random.default_rng(0)
     noise = lambda *a: real(*a) + np.float32(1e-6) * rng.normal(size=1).astype(np.float32)  # noqa: E731
-    monkeypatch.setattr(deltas, "last_token_states", noise)
+    monkeypatch.setattr(engine, "last_token_states", noise)
     assert acceptance._deterministic(run, acceptance.pick_sample(run, 1))[0] == "FAIL"
 
 

@@ -1,0 +1,243 @@
+"""Plain LoRA: reading it exactly, and applying several adapters to one untouched base in one pass.
+
+    y = W x + b + scale * B (A x)            for each adapter with its own A, B; W and b are the base's
+
+`twin` copies the base's module tree around the same parameters and puts a `StackedLinear` in the place of each linear
+layer. The base itself, modules and weights, is never touched, so no adapter can leave anything behind.
+This module knows nothing of probes or of the cache.
+"""
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils.other import get_pattern_key
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+# Settings of a LoraConfig that plain LoRA may have; with any other one set, PEFT itself measures the adapter.
+_PLAIN = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "lora_dropout", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+_PREFIX = "base_model.model."
+_PARTS = {  # how PEFT names the two factors, by the kind of module
+    nn.Linear: ("lora_A.weight", "lora_B.weight"),
+    Conv1D: ("lora_A.weight", "lora_B.weight"),
+    nn.Embedding: ("lora_embedding_A", "lora_embedding_B"),
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One plain LoRA: {module of the base's body: (A (rank, in), scale * B (out, rank))}, float32.
+
+    Modules whose B is all zeros are left out, as they change nothing. An embedding's A is (rank, vocabulary).
+    """
+
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among its modules."""
+        return max((a.shape[0] for a, _ in self.factors.values()), default=0)
+
+
+def is_plain(config) -> bool:
+    """Whether an adapter with this PEFT config can be plain LoRA. In doubt it is not."""
+    if type(config) is not LoraConfig or config.init_lora_weights not in (True, False, "gaussian"):
+        return False  # PiSSA, OLoRA, CorDA, LoftQ, … take something off the base first
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _PLAIN and value and value != field.default:
+            return False
+    return True
+
+
+def plain_lora(config: LoraConfig, tensors: dict[str, torch.Tensor], model: nn.Module) -> Lora | None:
+    """The adapter as plain LoRA on the body of `model`, a causal LM; None if its tensors are anything else than that.
+
+    Which modules the config means, and with which rank and alpha, is asked of PEFT's own functions. Every tensor that
+    they ask for must be there in its exact shape, and nothing else; what fits worse is left to PEFT and its messages.
+    """
+    config = _maybe_include_all_linear_layers(copy.copy(config), model)
+    body, tensors, factors = model.base_model_prefix + ".", dict(tensors), {}
+    for name, module in model.named_modules():
+        if not name or not _is_target(config, name):
+            continue
+        if type(module) not in _PARTS:
+            return None
+        inputs, outputs = _sizes(module)
+        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
+        a, b = (tensors.pop(f"{_PREFIX}{name}.{part}", None) for part in _PARTS[type(module)])
+        if a is None or b is None or tuple(a.shape) != (rank, inputs) or tuple(b.shape) != (outputs, rank):
+            return None
+        if isinstance(module, nn.Embedding):  # PEFT saves a targeted embedding along with the adapter
+            saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", module.weight)
+            if saved.shape != module.weight.shape or not torch.equal(saved.to(module.weight), module.weight):
+                return None
+        scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+        if name.startswith(body) and b.any():  # the LM head lies outside of the body and moves no hidden state
+            factors[name.removeprefix(body)] = (a.float(), b.float() * scale)
+    return None if tensors else Lora(factors)
+
+
+def _is_target(config: LoraConfig, name: str) -> bool:
+    return bool(check_target_module_exists(config, name))
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs; of an embedding, its vocabulary and its width."""
+    one, other = module.weight.shape
+    return (other, one) if isinstance(module, nn.Linear) else (one, other)
+
+
+# -- several adapters on one base ------------------------------------------------------------------------------------
+
+
+class Unstackable(Exception):
+    """This base's forward pass is not one that several adapters can share. PEFT measures them one at a time."""
+
+
+class Stack:
+    """The twin's state, shared by all its modules: how many copies of the probes a pass holds, and of how many rows.
+
+    `padded` stacks ranks into one tensor for batched products (accelerators); without it each copy has its own call
+    (CPU), which costs nothing there. Either way an adapter's bits do not depend on the others in the pass.
+    """
+
+    def __init__(self, copies: int, padded: bool):
+        self.copies, self.padded = copies, padded
+        self.rows: tuple[int, ...] = ()  # rows of a copy that a linear layer may see: all tokens, or the last ones
+
+    def forget(self) -> None:
+        """Let go of what a pass left behind."""
+
+
+def twin(body: nn.Module, stack: Stack, linear=None) -> nn.Module:
+    """A second module tree around the parameters of `body`, its linear layers and embeddings ready for LoRA."""
+    shared = {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())}
+    tree = copy.deepcopy(body, shared)
+    for name, module in list(tree.named_modules()):
+        kind = {nn.Linear: linear or StackedLinear, Conv1D: linear or StackedLinear, nn.Embedding: StackedEmbedding}
+        if type(module) in kind:
+            parent, _, child = name.rpartition(".")
+            setattr(tree.get_submodule(parent), child, kind[type(module)](module, stack))
+    return tree
+
+
+def put_on(tree: nn.Module, loras: list[Lora], device) -> None:
+    """Load a group of adapters, one for each copy, the rest staying bare, in the place of the group before."""
+    stack = next(m.stack for m in tree.modules() if isinstance(m, StackedLinear | StackedEmbedding))
+    rank = max((bucket(lora) for lora in loras), default=0)
+    known = set()
+    for name, module in tree.named_modules():
+        if isinstance(module, StackedLinear | StackedEmbedding):
+            factors = [lora.factors.get(name) for lora in loras]
+            module.factors = None if not any(factors) else _stacked(factors, rank, stack, device)
+            known.add(name)
+    if unknown := set().union(*(lora.factors for lora in loras)) - known:
+        raise Unstackable(f"{min(unknown)} is no layer of its own")
+
+
+def bucket(lora: Lora) -> int:
+    """The rank that an adapter's factors are padded to in a padded stack: the next power of two, 8 or more.
+
+    Only adapters of one bucket go into one pass, so that the shapes of an adapter's products are its own.
+    """
+    return max(8, 1 << (lora.rank - 1).bit_length()) if lora.rank else 8
+
+
+def _stacked(factors, rank: int, stack: Stack, device):
+    if not stack.padded:
+        return [each and tuple(t.to(device) for t in each) for each in factors]
+    a, b = next(each for each in factors if each)
+    all_a, all_b = a.new_zeros(stack.copies, rank, a.shape[1]), b.new_zeros(stack.copies, b.shape[0], rank)
+    for number, each in enumerate(factors):
+        if each:
+            all_a[number, : each[0].shape[0]], all_b[number, :, : each[1].shape[1]] = each
+    if device.type == "cuda":  # from pinned memory, so that the copy runs beside the computation
+        return all_a.pin_memory().to(device, non_blocking=True), all_b.pin_memory().to(device, non_blocking=True)
+    return all_a.to(device), all_b.to(device)
+
+
+class StackedLinear(nn.Module):
+    """A linear layer of the base, and the LoRA factors of each copy in the pass."""
+
+    def __init__(self, linear: nn.Module, stack: Stack):
+        super().__init__()
+        self.stack, self.factors = stack, None
+        self.weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T  # (out, in)
+        self.bias = linear.bias
+        self.product = self._product()
+
+    def _product(self):
+        return product(self.weight, self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self._rows(x)  # (copies, rows, in)
+        y = self._add_lora(self.product(rows), rows)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(self.stack.copies, -1, x.shape[-1])
+        if rows.shape[1] not in self.stack.rows:
+            raise Unstackable(f"a linear layer sees {rows.shape[1]} rows of each adapter, not its tokens")
+        return rows
+
+    def _add_lora(self, y: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """`y` (copies, rows, out) with each copy's LoRA term added in place, in float32 as PEFT does."""
+        if self.factors is None:
+            return y
+        low, y, rows = y.dtype, y.float(), rows.float()
+        if self.stack.padded:
+            a, b = self.factors
+            y.baddbmm_(rows @ a.mT, b.mT)
+        else:
+            for number, factors in enumerate(self.factors):
+                if factors:
+                    y[number].addmm_(rows[number] @ factors[0].T, factors[1].T)
+        return y.to(low)
+
+
+class StackedEmbedding(nn.Module):
+    """An embedding of the base, and the LoRA factors of each copy in the pass."""
+
+    def __init__(self, embedding: nn.Embedding, stack: Stack):
+        super().__init__()
+        self.stack, self.embedding, self.factors = stack, embedding, None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        if self.factors is None:
+            return x
+        low, x, ids = x.dtype, x.float(), ids.expand(x.shape[:-1])
+        parts = zip(*self.factors, strict=True) if self.stack.padded else self.factors
+        for number, factors in enumerate(parts):
+            if factors:
+                x[number] += factors[0].T[ids[number]] @ factors[1].T
+        return x.to(low)
+
+
+def product(weight: torch.Tensor, bias: torch.Tensor | None = None):
+    """The function x -> x W^T + b. On the CPU W is laid out once for oneDNN, which saves doing so at every call."""
+    if (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.enabled
+    ):
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
+    return lambda x: F.linear(x, weight, bias)
