@@ -149,14 +149,17 @@ class Engine:
                         found = self._pass(pack, [each.lora for each in group]) - self._twin_base[pack]
                         for number in range(len(group)):
                             states[first + number].append(found[number])
-        except Unstackable as error:
-            self._note(f"{block[0].adapter.name} and its group go through PEFT: {error}")
-            others.extend(each.adapter for each in block)
+        except Exception as error:
+            reason = "" if _out_of_memory(error) else first_sentence(error)
+        else:
+            reason = None
+        # What follows is outside of the handler, whose error holds on to the pass's tensors.
+        if reason == "":
+            yield from self._halve(block, others)
             return
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            yield from self._halve(block, others, error)
+        if reason:  # alone, through PEFT, each will say what is wrong with it
+            self._note(f"{len(block)} adapters went through PEFT, as a pass with all of them failed: {reason}")
+            others.extend(each.adapter for each in block)
             return
         seconds = (time.perf_counter() - start) / len(block)
         shape = f"{self._copies} x {'+'.join(str(pack.tokens) for pack in self._packs)} tokens"
@@ -168,8 +171,7 @@ class Engine:
                 differences, reason = None, str(error)
             yield Measured(each.adapter, STACKED, seconds, differences, reason, each.fingerprint, shape)
 
-    def _halve(self, block: list, others: list[Adapter], error: RuntimeError) -> Iterator[Measured]:
-        del error
+    def _halve(self, block: list, others: list[Adapter]) -> Iterator[Measured]:
         if self._copies == 1:
             for each in block:
                 yield Measured(each.adapter, STACKED, 0.0, reason="a pass of this adapter alone does not fit in memory")

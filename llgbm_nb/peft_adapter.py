@@ -31,13 +31,18 @@ def applied(model: torch.nn.Module, adapter: Adapter, before: tuple | None = Non
     the bits of its parameters are not what they were. `before` is the `base_state` of the bare model, if it is known.
     """
     before = before or base_state(model)
-    wrapped = None
+    modules, data = dict(model.named_modules()), [(p, p.data) for p in model.parameters()]
+    biases = {name: p.clone() for name, p in model.named_parameters() if name.endswith("bias")}
     try:
-        wrapped = _wrap(model, adapter)
+        _wrap(model, adapter)
         yield model
     finally:
-        if wrapped is not None:
-            wrapped.base_model.unload()
+        _restore(model, modules)  # PEFT's own unload would leave modules_to_save in place of the base's
+        for parameter, tensor in data:
+            parameter.data = tensor
+        with torch.no_grad():
+            for name, bias in biases.items():  # trained ones are written into the base's
+                model.get_parameter(name).copy_(bias)
         model.eval().requires_grad_(False)
         if base_state(model) != before:
             raise BaseChanged(f"{adapter.name} changed the base model in place")
@@ -57,18 +62,15 @@ def _checksum(tensor: torch.Tensor) -> int:
     return int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum())
 
 
-def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
+def _wrap(model: torch.nn.Module, adapter: Adapter) -> None:
     tensors = adapter.read_tensors()
     config = read_config(adapter)
     config.inference_mode = True
-    modules = dict(model.named_modules())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = PeftModel(model, config)
     except Exception as error:
-        # Injection stopped half-way: put the modules back that it had replaced by then.
-        _restore(model, modules)
         raise InputError(f"its config does not fit the base: {first_sentence(error)}") from error
     try:
         with warnings.catch_warnings():
@@ -86,13 +88,11 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
         if result.unexpected_keys:
             some = result.unexpected_keys
             raise InputError(f"its weights hold {len(some)} tensors that have no place in the base, such as {some[0]}")
+    except InputError:
+        raise
     except Exception as error:
-        wrapped.base_model.unload()
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"its weights do not fit the base: {_shape_reason(error)}") from error
     wrapped.eval()
-    return wrapped
 
 
 def read_config(adapter: Adapter) -> PeftConfig:
@@ -119,6 +119,7 @@ def read_config(adapter: Adapter) -> PeftConfig:
 
 
 def _restore(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> None:
+    """Put the modules back that PEFT has replaced, be it all of them or, after an error, some."""
     for name, module in modules.items():
         if name and model.get_submodule(name) is not module:
             parent, _, child = name.rpartition(".")

@@ -1,7 +1,7 @@
 """The same deltas by the plainest way there is, to check the engine against: slow on purpose, sharing none of its code.
 
-A fresh base for each adapter and `PeftModel.from_pretrained` (or the full checkpoint itself), one probe at a time without
-padding, the whole model with its LM head, `hidden_states[layer][:, -1]`.
+A fresh base for each adapter and `PeftModel.from_pretrained` (or the full checkpoint itself), one probe at a time
+without padding, the whole model with its LM head, `hidden_states[layer][:, -1]`.
 """
 
 from pathlib import Path

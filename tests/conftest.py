@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
+    MistralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
+    Qwen3Config,
 )
 
 SIZES = dict(
@@ -31,35 +32,48 @@ SIZES = dict(
 PROBES = ["What is 2 + 2?\nAnswer:", "Say something", "def f(x):\n    ", "A longer probe than the others, on purpose."]
 
 
-def byte_tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
-    """Every byte is a token, so any text has tokens."""
+ARCHITECTURES = {
+    "qwen2": lambda: Qwen2Config(**SIZES),
+    "llama": lambda: LlamaConfig(**SIZES),
+    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=8, sliding_window=16),  # shorter than the longest probe
+    "gpt2": lambda: GPT2Config(vocab_size=260, n_embd=32, n_layer=3, n_head=4, n_positions=128),
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=16),
+    "phi3": lambda: Phi3Config(**SIZES),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
+}
+
+
+def byte_tokenizer(padding_side: str = "right", bos: bool = False) -> PreTrainedTokenizerFast:
+    """Every byte is a token, so any text has tokens. With `bos`, a text begins with a token of its own."""
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary |= {"<unk>": 256, "<end>": 257, "<start>": 258}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing("<start> $A", special_tokens=[("<start>", 258)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<end>", bos_token="<start>", pad_token="<end>", padding_side=padding_side
     )
 
 
-def save_base(folder: Path, architecture: str = "qwen2", seed: int = 0, padding_side: str = "right") -> Path:
+def save_base(
+    folder: Path, architecture: str = "qwen2", seed: int = 0, padding_side: str = "right", bos: bool = False
+) -> Path:
     torch.manual_seed(seed)
-    model = {
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=3, n_head=4, n_positions=128)),
-    }[architecture]()
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]())
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # Qwen2's q, k and v biases start at zero; trained ones are not
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
-    byte_tokenizer(padding_side).save_pretrained(folder)
+    byte_tokenizer(padding_side, bos).save_pretrained(folder)
     return folder
 
 
-def save_adapter(folder: Path, base: Path, config=None, seed: int = 1, base_name: str | None = None, **lora) -> Path:
-    """An adapter with random weights (B is not zero), as PEFT saves it."""
+def save_adapter(
+    folder: Path, base: Path, config=None, seed: int = 1, base_name: str | None = None, noise: float = 0.05, **lora
+) -> Path:
+    """An adapter with random weights (B is not zero), as PEFT saves it; `noise` is added to what PEFT starts with."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = config or LoraConfig(**(dict(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) | lora))
@@ -67,7 +81,7 @@ def save_adapter(folder: Path, base: Path, config=None, seed: int = 1, base_name
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
+                parameter.add_(torch.randn_like(parameter) * noise)
     adapted.save_pretrained(folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = str(base) if base_name is None else base_name

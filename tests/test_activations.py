@@ -70,7 +70,7 @@ def test_a_state_that_is_not_finite_names_probe_and_layer(base):
 
 
 def test_half_precision_is_returned_as_float32(base):
-    loaded = load_base(str(base), "bfloat16")
+    loaded = load_base(str(base), "bfloat16-plain")
     states = last_token_states(loaded.model, tokenize(loaded.tokenizer, PROBES), loaded.device)
     assert loaded.model.dtype == torch.bfloat16 and states.dtype == np.float32
 

@@ -82,10 +82,10 @@ def test_a_changed_adapter_is_computed_anew_and_only_that_one(zoo, base, tmp_pat
         first.delta_set.deltas()
 
 
-@pytest.mark.parametrize("change", ["probes", "max_length", "dtype"])
+@pytest.mark.parametrize("change", ["probes", "max_length", "dtype", "layers"])
 def test_what_moves_a_number_decides_the_folder(run, zoo, change):
     settings = dict(probes=PROBES, cache_dir=run.cache.cache_dir.parent)
-    settings[change] = {"probes": PROBES[:2], "max_length": 99, "dtype": "bfloat16"}[change]
+    settings[change] = {"probes": PROBES[:2], "max_length": 99, "dtype": "bfloat16", "layers": "last"}[change]
     other = compute_deltas(zoo, **settings)
     assert other.count("computed") == 5 and other.cache.cache_dir != run.cache.cache_dir
 
@@ -131,18 +131,17 @@ def test_no_usable_adapter_gives_an_empty_set_and_all_reasons(adapter, base, tmp
 
 
 def test_an_unexpected_error_of_one_adapter_does_not_stop_the_run(zoo, tmp_path, monkeypatch):
-    from llgbm_nb import deltas
+    from llgbm_nb import engine
 
-    real = deltas.last_token_states
-    calls = []
+    real, calls = engine.last_token_states, []
 
     def now_and_then(*arguments):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:  # the first is the base's
             raise RuntimeError("out of luck\nmore")
         return real(*arguments)
 
-    monkeypatch.setattr(deltas, "last_token_states", now_and_then)
+    monkeypatch.setattr(engine, "last_token_states", now_and_then)
     run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
     assert [r["reason"] for r in run.records if r["status"] == "failed"] == ["RuntimeError: out of luck."]
     assert len(run.delta_set) == 4
@@ -197,7 +196,7 @@ def test_two_copies_of_the_base_never_lie_in_memory_at_once(base, tmp_path, monk
     import gc
     import weakref
 
-    from llgbm_nb import deltas
+    from llgbm_nb import deltas, peft_adapter
 
     real, models = deltas.load_base, []
 
@@ -209,8 +208,16 @@ def test_two_copies_of_the_base_never_lie_in_memory_at_once(base, tmp_path, monk
         return loaded
 
     monkeypatch.setattr(deltas, "load_base", load)
-    save_adapter(tmp_path / "zoo/x/1-bias", base, bias="all")
-    save_adapter(tmp_path / "zoo/x/2-plain", base)
+    restore, spoiled = peft_adapter._restore, []
+
+    def spoil_once(model, modules):
+        restore(model, modules)
+        if not spoiled:
+            spoiled.append(model.get_parameter("model.norm.weight").data.add_(1))
+
+    monkeypatch.setattr(peft_adapter, "_restore", spoil_once)
+    save_adapter(tmp_path / "zoo/x/1", base, use_dora=True)
+    save_adapter(tmp_path / "zoo/x/2", base, use_dora=True, seed=2)
     assert compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c").count("computed") == 2
     assert len(models) == 2
 

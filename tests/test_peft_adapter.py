@@ -50,20 +50,25 @@ def test_other_kinds_that_peft_loads(base, tmp_path, config):
     )
 
 
-@pytest.mark.parametrize("lora", [dict(bias="all"), dict(modules_to_save=["o_proj"])], ids=["bias", "modules_to_save"])
-def test_an_adapter_that_changes_the_base_is_right_or_noticed(base, tmp_path, lora):
+@pytest.mark.parametrize(
+    "lora",
+    [dict(bias="all"), dict(bias="lora_only"), dict(modules_to_save=["o_proj"]), dict(init_lora_weights="pissa")],
+    ids=["bias", "lora_only", "modules_to_save", "pissa"],
+)
+def test_an_adapter_that_changes_the_base_is_taken_off_without_a_trace(base, tmp_path, lora):
     folder = save_adapter(tmp_path / "a", base, **lora)
     loaded = load_base(str(base))
     state = base_state(loaded.model)
-    states = None
-    try:
-        with applied(loaded.model, Adapter(str(folder), "a")):
-            states = last_token_states(loaded.model, tokenize(loaded.tokenizer, PROBES), loaded.device)
-    except BaseChanged:
-        assert base_state(loaded.model) != state
-    else:
-        assert base_state(loaded.model) == state
-    np.testing.assert_allclose(states, reference_activations(base, PROBES, folder), rtol=1e-4, atol=1e-5)
+    expected = reference_activations(base, PROBES, folder)
+    np.testing.assert_allclose(measure(loaded, folder), expected, rtol=1e-4, atol=1e-5)
+    assert base_state(loaded.model) == state
+    assert np.abs(expected - reference_activations(base, PROBES)).max() > 0.01
+
+
+def test_a_base_that_does_not_come_back_is_noticed(base, adapter):
+    loaded = load_base(str(base))
+    with pytest.raises(BaseChanged), applied(loaded.model, Adapter(str(adapter), "a")):
+        loaded.model.model.norm.weight.data.add_(1)
 
 
 def test_one_changed_bit_of_the_base_is_noticed(base):

@@ -1,0 +1,343 @@
+"""Every kind of fine-tune, in any order, on any architecture: the delta of a fresh base."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, PROBES, save_adapter, save_base
+from peft import IA3Config, LoHaConfig, LoKrConfig, OFTConfig, VeraConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llgbm_nb import engine as engine_module
+from llgbm_nb.activations import load_base
+from llgbm_nb.adapters import Adapter, find_adapters
+from llgbm_nb.engine import FULL, PEFT, STACKED, Engine
+from llgbm_nb.reference import reference_activations, reference_delta
+
+LAYERS = [0, 1, 2, 3]
+LONG = [*PROBES, "x" * 90]
+
+
+def new(base, probes=PROBES, load=None, **options) -> Engine:
+    loaded = load_base(str(base))
+    return Engine(load or (lambda: loaded), probes, 256, **(dict(layers=LAYERS) | options))
+
+
+def measure(engine, folders) -> dict:
+    """{folder: Measured}"""
+    found = engine.measure([Adapter(str(folder), folder.name) for folder in folders])
+    return {type(folders[0])(m.adapter.path): m for m in found}
+
+
+def error(measured, base, folder, probes=PROBES) -> float:
+    """Of the last layer's delta, as a share of its norm."""
+    assert measured.differences is not None, measured.reason
+    expected = reference_delta(base, probes, folder)[-1]
+    ours = measured.differences[:, -1].mean(axis=0)
+    return np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+
+
+def save_checkpoint(folder, base, seed=5, **change):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    if change:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    return folder
+
+
+MIXED = {
+    "all-r2": dict(r=2, target_modules="all-linear"),
+    "all-r64": dict(r=64, target_modules="all-linear"),
+    "qv-r2": dict(r=2, target_modules=["q_proj", "v_proj"]),
+    "qv-r16": dict(r=16, target_modules=["q_proj", "v_proj"]),
+    "rslora": dict(r=8, use_rslora=True, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+    "dora": dict(r=8, use_dora=True, target_modules="all-linear"),
+    "bias": dict(bias="all"),
+    "saved": dict(modules_to_save=["o_proj"]),
+    "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": LoHaConfig(r=2, target_modules=["q_proj", "up_proj"]),
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, base):
+    root = tmp_path_factory.mktemp("mixed")
+    for seed, (name, lora) in enumerate(MIXED.items()):
+        options = lora if isinstance(lora, dict) else dict(config=lora, noise=0.5)  # a delta well above rounding
+        save_adapter(root / name, base, seed=seed, **options)
+    save_checkpoint(root / "full", base)
+    return {folder: reference_delta(base, PROBES, folder)[-1] for folder in sorted(root.iterdir())}
+
+
+def test_a_mixed_collection_in_twenty_orders_and_the_base_stays_the_same(base, mixed):
+    loaded = load_base(str(base))
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    folders, loads = list(mixed), []
+
+    def load():
+        loads.append(1)
+        return loaded if len(loads) == 1 else load_base(str(base))
+
+    engine, routes = new(base, load=load), {}
+    for seed in range(20):
+        random.Random(seed).shuffle(folders)
+        for folder, measured in measure(engine, folders).items():
+            delta = measured.differences[:, -1].mean(axis=0)
+            assert np.linalg.norm(delta - mixed[folder]) <= 1e-5 * np.linalg.norm(mixed[folder]), folder.name
+            routes[folder.name] = measured.route
+    others = {"dora": PEFT, "bias": PEFT, "saved": PEFT, "ia3": PEFT, "loha": PEFT, "full": FULL}
+    assert routes == {name: others.get(name, STACKED) for name in [*MIXED, "full"]}
+    after = loaded.model.state_dict()
+    assert len(loads) == 1 and all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+TARGETS = {
+    "gpt2": (["c_attn", "c_proj", "c_fc"], ["c_attn"]),
+    "phi3": (["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], ["qkv_proj"]),
+}
+SEVEN = (["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ["q_proj", "v_proj"])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture(tmp_path, architecture):
+    base = save_base(tmp_path / "base", architecture)
+    wide, narrow = TARGETS.get(architecture, SEVEN)
+    fan = dict(fan_in_fan_out=True) if architecture == "gpt2" else {}
+    folders = [
+        save_adapter(tmp_path / "wide", base, seed=1, r=16, target_modules=wide, **fan),
+        save_adapter(tmp_path / "narrow", base, seed=2, r=4, target_modules=narrow, use_rslora=True, **fan),
+        save_adapter(tmp_path / "one-layer", base, seed=3, r=2, target_modules=wide, layers_to_transform=[1], **fan),
+        save_adapter(tmp_path / "dora", base, seed=4, r=4, target_modules=narrow, use_dora=True, **fan),
+        save_checkpoint(tmp_path / "full", base),
+    ]
+    engine = new(base, LONG)
+    for seed in range(3):
+        random.Random(seed).shuffle(folders)
+        for folder, measured in measure(engine, folders).items():
+            assert error(measured, base, folder, LONG) <= 1e-5, folder.name
+            assert measured.route == {"dora": PEFT, "full": FULL}.get(folder.name, STACKED), engine.notes
+    low = new(base, LONG, low=torch.bfloat16)
+    for folder, measured in measure(low, folders).items():
+        assert error(measured, base, folder, LONG) <= 0.02
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_side_and_bos_change_nothing(tmp_path, side, bos):
+    base = save_base(tmp_path / "base", padding_side=side, bos=bos)
+    folders = [
+        save_adapter(tmp_path / "lora", base, target_modules="all-linear"),
+        save_adapter(tmp_path / "dora", base, use_dora=True),
+    ]
+    probes = ["a", "two words", "x" * 200, "def f(x):\n    return", "é", "y" * 80]
+    for folder, measured in measure(new(base, probes), folders).items():
+        assert error(measured, base, folder, probes) <= 1e-5
+        every_layer = reference_activations(base, probes, folder) - reference_activations(base, probes)
+        np.testing.assert_allclose(measured.differences, every_layer, atol=2e-6 * np.abs(every_layer).max() + 2e-6)
+
+
+@pytest.mark.parametrize(
+    "config, noise",
+    [
+        (LoKrConfig(r=2, target_modules=["q_proj", "up_proj"]), 0.5),
+        (OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj", "up_proj"]), 0.5),
+        (VeraConfig(r=4, target_modules=["q_proj"], save_projection=True), 5),
+    ],
+    ids=["LoKr", "OFT", "VeRA"],
+)
+def test_what_else_peft_loads_goes_through_peft(base, tmp_path, config, noise):
+    folder = save_adapter(tmp_path / "a", base, config, noise=noise)  # a delta well above rounding
+    measured = measure(new(base), [folder])[folder]
+    assert measured.route == PEFT and error(measured, base, folder) <= 1e-5
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory, base):
+    root = tmp_path_factory.mktemp("loras")
+    kinds = [
+        dict(r=2 * 3**n, lora_alpha=2, target_modules=t) for n in range(3) for t in ("all-linear", ["q_proj", "v_proj"])
+    ]
+    return [save_adapter(root / f"{n}", base, seed=n, **lora) for n, lora in enumerate(kinds)]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("low", [None, torch.bfloat16])
+def test_neighbours_and_places_in_a_pass_move_no_bit(base, loras, monkeypatch, padded, low):
+    make = engine_module.DifferenceStack if low else engine_module.Stack
+    name = make.__name__
+    monkeypatch.setattr(engine_module, name, lambda copies, _, *rest: make(copies, padded, *rest))
+    engine, folders, seen = new(base, adapters_per_pass=3, low=low), list(loras), {}
+    for seed in range(6):
+        random.Random(seed).shuffle(folders)
+        for folder, measured in measure(engine, folders[: 2 + seed]).items():
+            assert measured.shape.startswith("3 x") and measured.route == STACKED
+            seen.setdefault(folder, set()).add(measured.differences.tobytes())
+    assert len(seen) == 6 and all(len(contents) == 1 for contents in seen.values())
+    for folder in loras:
+        assert error(measure(engine, [folder])[folder], base, folder) <= (0.02 if low else 1e-5)
+
+
+@pytest.mark.parametrize("low", [None, torch.bfloat16, torch.float16])
+def test_a_zero_b_among_others_is_exactly_zero(base, loras, tmp_path, low):
+    folder = save_adapter(tmp_path / "zero", base, r=8, target_modules="all-linear")
+    file = folder / "adapter_model.safetensors"
+    save_file({k: v * 0 if "lora_B" in k else v for k, v in load_file(file).items()}, file)
+    found = measure(new(base, adapters_per_pass=3, low=low), [loras[0], folder, loras[3]])
+    assert not found[folder].differences.any() and found[loras[0]].differences.any()
+
+
+def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, monkeypatch):
+    real = engine_module.packed_states
+
+    def too_much(body, pack, copies, layers):
+        if copies > 2 and any(getattr(m, "factors", None) for m in body.modules()):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(body, pack, copies, layers)
+
+    monkeypatch.setattr(engine_module, "packed_states", too_much)
+    engine = new(base, adapters_per_pass=4)
+    found = measure(engine, loras)
+    assert [m.shape[0] for m in found.values()] == ["2"] * 6 and "2 adapters share a pass" in engine.notes[0]
+    assert all(error(measured, base, folder) <= 1e-5 for folder, measured in found.items())
+
+
+def test_a_pass_that_fails_sends_its_adapters_through_peft(base, loras, monkeypatch):
+    real, calls = engine_module.packed_states, []
+
+    def fails_once(*arguments):
+        calls.append(1)
+        if len(calls) == 2:  # the first is the base's
+            raise RuntimeError("out of luck")
+        return real(*arguments)
+
+    monkeypatch.setattr(engine_module, "packed_states", fails_once)
+    engine = new(base, adapters_per_pass=3)
+    found = measure(engine, loras)
+    assert sorted(m.route for m in found.values()) == [PEFT] * 3 + [STACKED] * 3 and "out of luck" in engine.notes[0]
+    assert all(error(measured, base, folder) <= 1e-5 for folder, measured in found.items())
+
+
+def test_an_architecture_whose_own_pass_comes_out_otherwise_goes_through_peft(base, loras, monkeypatch):
+    real = engine_module.packed_states
+    monkeypatch.setattr(engine_module, "packed_states", lambda *a: real(*a) * 1.001)
+    engine = new(base)
+    found = measure(engine, loras[:2])
+    assert all(m.route == PEFT and error(m, base, f) <= 1e-5 for f, m in found.items())
+    assert "differs from transformers'" in engine.notes[0]
+
+
+def test_only_the_layers_asked_for_and_no_deeper(base, loras, monkeypatch):
+    whole = measure(new(base), loras[:1])[loras[0]].differences
+    engine = new(base, layers=[0, 2])
+    deeper = load_base(str(base)).model.model.layers[2]
+    calls = []
+    monkeypatch.setattr(type(deeper), "forward", _counted(type(deeper).forward, calls))
+    found = measure(engine, loras[:1])[loras[0]].differences
+    assert found.tobytes() == np.ascontiguousarray(whole[:, [0, 2]]).tobytes()
+    assert set(calls) == {0, 1}
+
+
+def _counted(forward, calls):
+    def counted(self, *args, **kwargs):
+        calls.append(self.self_attn.layer_idx)
+        return forward(self, *args, **kwargs)
+
+    return counted
+
+
+def test_probes_that_difference_propagation_cannot_hold_at_once_are_split(base, loras, monkeypatch):
+    monkeypatch.setattr(engine_module, "RECORD_BYTES", 100_000)
+    monkeypatch.setattr(engine_module, "pack_probes", lambda ids, device: _packs_of_one(ids, device))
+    engine = new(base, low=torch.bfloat16)
+    found = measure(engine, loras)
+    assert "parts of the probes" in engine.notes[0]
+    assert all(error(measured, base, folder) <= 0.02 for folder, measured in found.items())
+
+
+def _packs_of_one(ids, device):
+    from llgbm_nb.packing import pack_probes
+
+    return pack_probes(ids, device, limit=1)
+
+
+# -- full checkpoints, and what is refused -----------------------------------------------------------------------------
+
+
+def test_a_full_checkpoint_is_found_beside_adapters(base, tmp_path):
+    save_checkpoint(tmp_path / "zoo/x/full", base)
+    save_adapter(tmp_path / "zoo/x/lora", base)
+    found = find_adapters(tmp_path / "zoo")
+    assert [(a.name, a.kind, a.is_checkpoint) for a in found] == [
+        ("full", "full model", True), ("lora", "LoRA r4 q,v", False),
+    ]  # fmt: skip
+    before = found[0].fingerprint
+    save_checkpoint(tmp_path / "zoo/x/full", base, seed=6)
+    assert find_adapters(tmp_path / "zoo")[0].fingerprint != before
+
+
+def test_the_base_as_a_checkpoint_has_a_delta_of_exactly_zero(base):
+    measured = measure(new(base), [base])[base]
+    assert measured.route == FULL and not measured.differences.any()
+
+
+def test_checkpoints_that_are_none_of_this_base(base, tmp_path):
+    def weights(change):
+        folder = save_checkpoint(tmp_path / change.__name__, base)
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file, {"format": "pt"})
+        return folder
+
+    def missing(tensors):
+        tensors.pop("model.layers.1.mlp.up_proj.weight")
+
+    def infinite(tensors):
+        tensors["model.norm.weight"][0] = float("inf")
+
+    def pickled(folder):
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        return folder
+
+    reasons = {
+        save_checkpoint(tmp_path / "theta", base, rms_norm_eps=1e-3): "rms_norm_eps is not 0.001",
+        save_base(tmp_path / "other", "llama"): "model_type is not llama but qwen2",
+        weights(missing): "missing keys, such as .*up_proj",
+        weights(infinite): "not finite, in model.norm.weight",
+        pickled(save_checkpoint(tmp_path / "pickled", base)): "cannot be loaded as a model",
+    }
+    for folder, measured in measure(new(base), list(reasons)).items():
+        assert measured.differences is None
+        assert __import__("re").search(reasons[folder], measured.reason) and "\n" not in measured.reason
+
+
+def test_a_tokenizer_with_tokens_that_the_base_lacks_is_refused(base, tmp_path):
+    folders = [save_adapter(tmp_path / name, base) for name in ("same", "more")]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(folders[0])
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(folders[1])
+    found = measure(new(base), folders)
+    assert found[folders[0]].differences is not None
+    assert "1 tokens that the base's lacks, such as '<think>'" in found[folders[1]].reason
+
+
+def test_a_state_that_is_not_finite_names_adapter_probe_and_layer(base, tmp_path):
+    folder = save_adapter(tmp_path / "a", base, target_modules=["down_proj"])
+    file = folder / "adapter_model.safetensors"
+    save_file({k: v * 1e25 for k, v in load_file(file).items()}, file)
+    measured = measure(new(base), [folder])[folder]
+    assert "probe 1 at layer 1 is not finite" in measured.reason

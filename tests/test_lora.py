@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from conftest import PROBES, save_adapter, save_base
+from peft import IA3Config, LoraConfig
+from safetensors.torch import load_file, save_file
+
+from llgbm_nb.activations import load_base
+from llgbm_nb.adapters import Adapter
+from llgbm_nb.engine import STACKED, Engine
+from llgbm_nb.lora import Lora, Stack, StackedLinear, bucket, is_plain, plain_lora, put_on, twin
+from llgbm_nb.peft_adapter import read_config
+from llgbm_nb.reference import reference_activations
+
+PLAIN = {
+    "rslora": dict(r=9, use_rslora=True, target_modules="all-linear"),
+    "rank_pattern": dict(target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 2, "layers.1.self_attn.q_proj": 7}),
+    "alpha_pattern": dict(target_modules="all-linear", alpha_pattern={"o_proj": 1, ".*up_proj": 32}),
+    "both patterns": dict(target_modules="all-linear", rank_pattern={"k_proj": 3}, alpha_pattern={"k_proj": 5}),
+    "regex": dict(target_modules=r".*layers\.[02]\.(self_attn\.[kv]|mlp\.gate)_proj"),
+    "exclude": dict(target_modules="all-linear", exclude_modules=["v_proj", "model.layers.2.mlp.down_proj"]),
+    "one layer": dict(target_modules=["q_proj", "up_proj"], layers_to_transform=[1]),
+    "layers pattern": dict(target_modules=["v_proj"], layers_to_transform=[0, 2], layers_pattern="layers"),
+    "embedding": dict(target_modules=["embed_tokens", "q_proj"]),
+    "LM head": dict(target_modules=["lm_head", "q_proj"]),
+    "dropout": dict(target_modules="all-linear", lora_dropout=0.5),
+    "gaussian": dict(target_modules="all-linear", init_lora_weights="gaussian"),
+}  # fmt: skip
+
+
+def read(folder, base) -> Lora | None:
+    adapter = Adapter(str(folder), "a")
+    return plain_lora(read_config(adapter), adapter.read_tensors(), base.model)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("low", [None, torch.bfloat16], ids=["float32", "difference"])
+def test_plain_lora_equals_peft_on_a_fresh_base(base, tmp_path, kind, low):
+    folder = save_adapter(tmp_path / "a", base, **PLAIN[kind])
+    loaded = load_base(str(base))
+    engine = Engine(lambda: loaded, PROBES, 256, layers=[0, 1, 2, 3], low=low)
+    [measured] = engine.measure([Adapter(str(folder), "a")])
+    expected = reference_activations(base, PROBES, folder) - reference_activations(base, PROBES)
+    assert measured.route == STACKED, engine.notes
+    error = np.linalg.norm(measured.differences - expected) / np.linalg.norm(expected)
+    assert error < (0.03 if low else 1e-5)
+
+
+def test_lora_on_conv1d_and_its_embedding(tmp_path):
+    base = save_base(tmp_path / "gpt2", "gpt2")
+    targets = dict(target_modules=["c_attn", "c_proj", "wte"], fan_in_fan_out=True)
+    folder = save_adapter(tmp_path / "a", base, **targets)
+    [measured] = Engine(lambda: load_base(str(base)), PROBES, 256, layers=[3]).measure([Adapter(str(folder), "a")])
+    expected = reference_activations(base, PROBES, folder) - reference_activations(base, PROBES)
+    assert measured.route == STACKED
+    np.testing.assert_allclose(measured.differences[:, 0], expected[:, 3], atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(use_dora=True),
+        LoraConfig(bias="all"),
+        LoraConfig(modules_to_save=["norm"]),
+        LoraConfig(init_lora_weights="pissa"),
+        LoraConfig(init_lora_weights="olora"),
+        LoraConfig(lora_bias=True),
+        LoraConfig(trainable_token_indices=[1]),
+        LoraConfig(target_parameters=["a"]),
+        LoraConfig(layer_replication=[(0, 2)]),
+        IA3Config(),
+    ],
+    ids=lambda config: f"{type(config).__name__}",
+)
+def test_in_doubt_a_config_is_not_plain(config):
+    assert not is_plain(config)
+    assert is_plain(LoraConfig(r=3, lora_alpha=1, use_rslora=True, target_modules=["a"], lora_dropout=0.1))
+
+
+def test_a_setting_that_a_later_peft_brings_is_not_plain():
+    config = LoraConfig()
+    assert is_plain(config)
+    from dataclasses import make_dataclass
+
+    newer = make_dataclass("LoraConfig", [("use_magic", bool, True)], bases=(LoraConfig,))
+    assert not is_plain(newer())
+
+
+def change(folder, edit):
+    file = folder / "adapter_model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    edit(tensors)
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize("what", ["missing", "extra", "shape", "embedding"])
+def test_tensors_that_are_not_exactly_what_the_config_asks_for_are_not_plain(base, tmp_path, what):
+    folder = save_adapter(tmp_path / "a", base, target_modules=["embed_tokens", "q_proj"])
+    loaded = load_base(str(base))
+    assert set(read(folder, loaded).factors) == {"embed_tokens"} | {f"layers.{n}.self_attn.q_proj" for n in range(3)}
+
+    def edit(tensors):
+        name = next(name for name in tensors if "q_proj.lora_B" in name)
+        if what == "missing":
+            del tensors[name]
+        elif what == "extra":
+            tensors[name.replace("q_proj", "k_proj")] = tensors[name].clone()
+        elif what == "shape":
+            tensors[name] = tensors[name][:-1].contiguous()
+        else:
+            saved = next(name for name in tensors if "base_layer" in name)
+            tensors[saved][0, 0] += 1
+
+    change(folder, edit)
+    assert read(folder, loaded) is None
+
+
+def test_modules_whose_b_is_zero_are_left_out(base, tmp_path):
+    folder = save_adapter(tmp_path / "a", base, target_modules=["q_proj", "v_proj"])
+    change(folder, lambda tensors: [t.zero_() for name, t in tensors.items() if "v_proj.lora_B" in name])
+    assert all("q_proj" in name for name in read(folder, load_base(str(base))).factors)
+
+
+def test_the_twin_shares_the_bases_parameters_and_touches_nothing(base, tmp_path):
+    loaded = load_base(str(base))
+    modules, body = dict(loaded.model.named_modules()), loaded.body
+    tree = twin(body, Stack(1, False))
+    put_on(tree, [read(save_adapter(tmp_path / "a", base), loaded)], loaded.device)
+    assert dict(loaded.model.named_modules()) == modules and not any(
+        isinstance(m, StackedLinear) for m in body.modules()
+    )
+    ours = {id(p) for p in tree.parameters()}
+    assert ours == {id(p) for p in body.parameters()}
+
+
+def test_buckets_depend_on_the_adapter_alone():
+    def rank(r):
+        return Lora({"a": (torch.zeros(r, 3), torch.zeros(3, r))} if r else {})
+
+    assert [bucket(rank(r)) for r in (0, 1, 8, 9, 16, 17, 64)] == [8, 8, 8, 16, 16, 32, 64]
