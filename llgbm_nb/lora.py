@@ -80,10 +80,10 @@ def plain_lora(config: LoraConfig, tensors: dict[str, torch.Tensor], model: nn.M
         a, b = (tensors.pop(f"{_PREFIX}{name}.{part}", None) for part in _PARTS[type(module)])
         if a is None or b is None or tuple(a.shape) != (rank, inputs) or tuple(b.shape) != (outputs, rank):
             return None
-        if isinstance(module, nn.Embedding):  # PEFT saves a targeted embedding along with the adapter
-            saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", module.weight)
-            if saved.shape != module.weight.shape or not torch.equal(saved.to(module.weight), module.weight):
-                return None
+        # PEFT saves a targeted embedding or LM head along with the adapter: it must be the base's.
+        saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", module.weight)
+        if saved.shape != module.weight.shape or not torch.equal(saved.to(module.weight), module.weight):
+            return None
         scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
         if name.startswith(body) and b.any():  # the LM head lies outside of the body and moves no hidden state
             factors[name.removeprefix(body)] = (a.float(), b.float() * scale)
