@@ -14,7 +14,7 @@ from llgbm_nb.reference import reference_activations
 
 PLAIN = {
     "rslora": dict(r=9, use_rslora=True, target_modules="all-linear"),
-    "rank_pattern": dict(target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 2, "layers.1.self_attn.q_proj": 7}),
+    "rank_pattern": dict(target_modules=["q_proj", "o_proj"], rank_pattern={"o_proj": 2, "layers.1.self_attn.q_proj": 7}),
     "alpha_pattern": dict(target_modules="all-linear", alpha_pattern={"o_proj": 1, ".*up_proj": 32}),
     "both patterns": dict(target_modules="all-linear", rank_pattern={"k_proj": 3}, alpha_pattern={"k_proj": 5}),
     "regex": dict(target_modules=r".*layers\.[02]\.(self_attn\.[kv]|mlp\.gate)_proj"),
@@ -43,7 +43,7 @@ def test_plain_lora_equals_peft_on_a_fresh_base(base, tmp_path, kind, low):
     expected = reference_activations(base, PROBES, folder) - reference_activations(base, PROBES)
     assert measured.route == STACKED, engine.notes
     error = np.linalg.norm(measured.differences - expected) / np.linalg.norm(expected)
-    assert error < (0.03 if low else 1e-5)
+    assert error < (0.03 if low else 3e-5)
 
 
 def test_lora_on_conv1d_and_its_embedding(tmp_path):
