@@ -10,6 +10,7 @@ PROBE_FILE ?=
 BASE       ?=
 ZOO        ?=
 DTYPE      ?=
+DEVICE     ?=
 MAX_LENGTH ?=
 RUN        ?=
 FORCE      ?=
@@ -17,14 +18,15 @@ ACCEPTANCE ?=
 LAB        ?=
 OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file '$(PROBE_FILE)') \
           $(if $(BASE),--base-model '$(BASE)') $(if $(ZOO),--checkpoint-dir '$(ZOO)') $(if $(DTYPE),--dtype '$(DTYPE)') \
+          $(if $(DEVICE),--device '$(DEVICE)') \
           $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute) \
           $(if $(ACCEPTANCE),--acceptance-sample '$(ACCEPTANCE)')
 
-.PHONY: help setup report test test-fast lab notebooks bench-memory lint clean
+.PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-memory lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
-	@echo "pass on: PROBE= PROBE_FILE= BASE= ZOO= DTYPE= MAX_LENGTH= RUN= FORCE=1 ACCEPTANCE=, as in make report PROBE=code"
+	@echo "pass on: PROBE= PROBE_FILE= BASE= ZOO= DTYPE= DEVICE= MAX_LENGTH= RUN= FORCE=1 ACCEPTANCE=, as in make report PROBE=code"
 
 setup: $(READY)  ## a virtual environment in .venv with everything in it, and the demo base in models/
 
@@ -54,7 +56,13 @@ notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
-bench-memory: $(READY)  ## resident memory over 200 adapters of the demo base
+bench: $(READY)  ## the engine against other ways and against the arithmetic's floor, on the demo base
+	$(BIN)/python benchmarks/engine.py demo
+
+bench-qwen: $(READY)  ## the same on the shape of Qwen2.5-1.5B with random weights (10 GB of disk, 16 GB of memory)
+	$(BIN)/python benchmarks/engine.py qwen
+
+bench-memory: $(READY)  ## resident memory over 500 adapters of the demo base, of all kinds
 	$(BIN)/python benchmarks/memory.py
 
 lint: $(READY)  ## ruff on code and notebooks

@@ -1,7 +1,8 @@
-"""Resident memory over many adapters: `python benchmarks/memory.py [adapters]`.
+"""Resident memory over many adapters of all kinds: `python benchmarks/memory.py [adapters]`.
 
-The shipped teachers of the demo base are linked into a temporary folder until there are enough of them, and go through
-`compute_deltas` in one run with an empty cache.
+The shipped teachers of the demo base (LoRA, rsLoRA, DoRA), and one IA3, LoHa, trained bias, `modules_to_save` and full
+checkpoint made here, are linked into a temporary folder until there are enough of them, and go through `compute_deltas`
+in one run with an empty cache.
 """
 
 import os
@@ -10,32 +11,61 @@ import tempfile
 from pathlib import Path
 
 import psutil
+import torch
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from llgbm_nb import compute_deltas, create_generic_probes, find_adapter_paths
+from llgbm_nb.activations import base_folder
+from llgbm_nb.demo import DEMO_BASE
 from llgbm_nb.paths import ROOT
 
-EARLY = 20
+EARLY = 50
+KINDS = {
+    "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": LoHaConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    "bias": LoraConfig(r=4, target_modules=["q_proj"], bias="all"),
+    "saved": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"]),
+}
 
 
-def main(count: int = 200) -> None:
-    teachers = find_adapter_paths(ROOT / "data" / "teacher_checkpoints")
+def main(count: int = 500) -> None:
     process, seen = psutil.Process(), []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:  # hard links need one file system
+        kinds = [Path(path) for path in find_adapter_paths(ROOT / "data" / "teacher_checkpoints")]
+        kinds += make_others(Path(folder) / "others")
         for number in range(count):
-            teacher = Path(teachers[number % len(teachers)])
-            copy = Path(folder) / "zoo" / teacher.parent.name / f"{number:04d}"
+            source = kinds[number % len(kinds)]
+            copy = Path(folder) / "zoo" / source.parent.name / f"{number:04d}"
             copy.mkdir(parents=True)
-            for file in ("adapter_config.json", "adapter_model.safetensors"):
-                os.link(teacher / file, copy / file)
+            for file in source.glob("*.*"):
+                os.link(file, copy / file.name)
         run = compute_deltas(
-            Path(folder) / "zoo", create_generic_probes(), cache_dir=Path(folder) / "deltas",
+            Path(folder) / "zoo", create_generic_probes(), base_model=DEMO_BASE, cache_dir=Path(folder) / "deltas",
             on_adapter=lambda record: seen.append(process.memory_info().rss),
         )  # fmt: skip
-    assert run.count("computed") == count, run.records
+    assert run.count("computed") == count, [r for r in run.records if r["reason"]]
+    routes = [record["route"] for record in run.records]
     early, late = seen[EARLY - 1], seen[-1]
+    print(", ".join(f"{routes.count(route)} {route}" for route in sorted(set(routes))))
     print(
-        f"after {EARLY} adapters {early / 2**20:.0f} MiB, after {count} {late / 2**20:.0f} MiB: {late / early - 1:+.1%}"
+        f"after {EARLY} adapters {early / 2**20:.0f} MiB, after {count} {late / 2**20:.0f} MiB: {late / early - 1:+.1%}; "
+        f"most {max(seen) / 2**20:.0f} MiB"
     )
+
+
+def make_others(folder: Path) -> list[Path]:
+    """One adapter of each other kind, and a full checkpoint."""
+    for name, config in KINDS.items():
+        model = AutoModelForCausalLM.from_pretrained(base_folder(DEMO_BASE), dtype=torch.float32)
+        adapted = get_peft_model(model, config)
+        for parameter in (p for p in adapted.parameters() if p.requires_grad):
+            parameter.data += torch.randn_like(parameter) * 0.01
+        adapted.save_pretrained(folder / name)
+    model = AutoModelForCausalLM.from_pretrained(base_folder(DEMO_BASE), dtype=torch.float32)
+    model.model.norm.weight.data *= 1.01
+    model.save_pretrained(folder / "full")
+    return sorted(folder.iterdir())
 
 
 if __name__ == "__main__":

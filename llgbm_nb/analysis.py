@@ -117,7 +117,7 @@ def summary(records: list[dict]) -> dict:
 
 
 def table(records: list[dict]) -> pd.DataFrame:
-    """A run's records for people: name, domain, kind, norm, its share of the base's, seconds, status and reason."""
+    """A run's records for people: name, domain, kind, norm, its share of the base's, route, seconds, status, reason."""
     rows = [
         {
             "name": record["name"],
@@ -125,6 +125,7 @@ def table(records: list[dict]) -> pd.DataFrame:
             "kind": record["kind"],
             "norm": f"{record['norm']:.2f}" if np.isfinite(record["norm"]) else "–",
             "of base": f"{100 * record['relative']:.1f} %" if np.isfinite(record["norm"]) else "–",
+            "route": record["route"] or "–",
             "seconds": f"{record['seconds']:.1f} s",
             "status": record["status"],
             "reason": record["reason"],

@@ -5,6 +5,7 @@ papermill enforces nothing: `-p max_length abc` arrives as a text, and a misspel
 
 import ast
 import math
+import re
 from difflib import get_close_matches
 from types import SimpleNamespace
 
@@ -88,6 +89,12 @@ def _yes_no(value):
     return value
 
 
+def _device(value):
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise InputError("choose one of auto, cuda, mps, cpu")
+    return value
+
+
 def _positive(value):
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
         raise InputError("it must be a number above 0")
@@ -131,6 +138,8 @@ _RULES = {
     "probe_file": _folder_or_none,
     "max_length": _whole(1),
     "dtype": _one_of(*DTYPES),
+    "device": _device,
+    "adapters_per_pass": _whole(0),
     "force_recompute": _yes_no,
     "output_dir": _folder_or_none,
     "trust_remote_code": _yes_no,

@@ -30,7 +30,8 @@ from .paths import ROOT, files_fingerprint, shown, write_whole
 NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis")
 DEFAULTS = dict(
     base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="generic", probe_file="",
-    max_length=256, dtype="float32", force_recompute=False, trust_remote_code=False, acceptance_sample=4,
+    max_length=256, dtype="float32", device="auto", adapters_per_pass=0, force_recompute=False, trust_remote_code=False,
+    acceptance_sample=4,
 )  # fmt: skip
 CELL_TIMEOUT = 12 * 3600  # seconds; a cell that runs longer hangs
 

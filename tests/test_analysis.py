@@ -124,7 +124,7 @@ def test_a_zero_delta_breaks_nothing():
 
 def record(status, norm=np.nan, reason=""):
     return dict(
-        name=f"{status}{norm}", domain="d", kind="LoRA", norm=norm, relative=norm / 50, seconds=1.0, status=status,
+        name=f"{status}{norm}", domain="d", kind="LoRA", norm=norm, relative=norm / 50, seconds=1.0, status=status, route="PEFT",
         reason=reason, path="p",
     )  # fmt: skip
 

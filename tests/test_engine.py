@@ -198,6 +198,21 @@ def test_a_zero_b_among_others_is_exactly_zero(base, loras, tmp_path, low):
     assert not found[folder].differences.any() and found[loras[0]].differences.any()
 
 
+@pytest.mark.parametrize("scale", [1, 0.02])
+def test_difference_propagation_rounds_the_difference_whatever_its_size(base, tmp_path, scale):
+    folder = save_adapter(tmp_path / "a", base, r=8, lora_alpha=2, target_modules="all-linear")
+    file = folder / "adapter_model.safetensors"
+    save_file({k: v * (scale if "lora_B" in k else 1) for k, v in load_file(file).items()}, file)
+    engines = {
+        "bfloat16": new(base, low=torch.bfloat16),
+        "float16": new(base, low=torch.float16),
+        "plain": new(base, load=lambda: load_base(str(base), "bfloat16-plain")),
+    }
+    errors = {name: error(measure(engine, [folder])[folder], base, folder) for name, engine in engines.items()}
+    assert errors["bfloat16"] < 0.01 and errors["float16"] < 0.001
+    assert errors["plain"] > (0.2 if scale < 1 else 0.005)
+
+
 def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, monkeypatch):
     real = engine_module.packed_states
 

@@ -14,7 +14,7 @@ from llgbm_nb.reference import reference_activations
 
 PLAIN = {
     "rslora": dict(r=9, use_rslora=True, target_modules="all-linear"),
-    "rank_pattern": dict(target_modules=["q_proj", "o_proj"], rank_pattern={"o_proj": 2, "layers.1.self_attn.q_proj": 7}),
+    "rank_pattern": dict(target_modules=["q_proj", "o_proj"], rank_pattern={"o_proj": 2, r"layers\.1.*q_proj": 7}),
     "alpha_pattern": dict(target_modules="all-linear", alpha_pattern={"o_proj": 1, ".*up_proj": 32}),
     "both patterns": dict(target_modules="all-linear", rank_pattern={"k_proj": 3}, alpha_pattern={"k_proj": 5}),
     "regex": dict(target_modules=r".*layers\.[02]\.(self_attn\.[kv]|mlp\.gate)_proj"),
