@@ -48,10 +48,8 @@ def main(count: int = 500) -> None:
     routes = [record["route"] for record in run.records]
     early, late = seen[EARLY - 1], seen[-1]
     print(", ".join(f"{routes.count(route)} {route}" for route in sorted(set(routes))))
-    print(
-        f"after {EARLY} adapters {early / 2**20:.0f} MiB, after {count} {late / 2**20:.0f} MiB: {late / early - 1:+.1%}; "
-        f"most {max(seen) / 2**20:.0f} MiB"
-    )
+    mib = [f"{n / 2**20:.0f} MiB" for n in (early, late, max(seen))]
+    print(f"after {EARLY} adapters {mib[0]}, after {count} {mib[1]}: {late / early - 1:+.1%}; most: {mib[2]}")
 
 
 def make_others(folder: Path) -> list[Path]:

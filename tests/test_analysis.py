@@ -124,8 +124,8 @@ def test_a_zero_delta_breaks_nothing():
 
 def record(status, norm=np.nan, reason=""):
     return dict(
-        name=f"{status}{norm}", domain="d", kind="LoRA", norm=norm, relative=norm / 50, seconds=1.0, status=status, route="PEFT",
-        reason=reason, path="p",
+        name=f"{status}{norm}", domain="d", kind="LoRA", norm=norm, relative=norm / 50, seconds=1.0, status=status,
+        route="PEFT", reason=reason, path="p",
     )  # fmt: skip
 
 

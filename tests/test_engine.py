@@ -210,7 +210,7 @@ def test_difference_propagation_rounds_the_difference_whatever_its_size(base, tm
     }
     errors = {name: error(measure(engine, [folder])[folder], base, folder) for name, engine in engines.items()}
     assert errors["bfloat16"] < 0.01 and errors["float16"] < 0.001
-    assert errors["plain"] > (0.2 if scale < 1 else 0.005)
+    assert errors["plain"] > (0.1 if scale < 1 else 0.003)  # the model in half precision: worse as the delta shrinks
 
 
 def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, monkeypatch):
