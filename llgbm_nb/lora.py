@@ -81,8 +81,8 @@ def plain_lora(config: LoraConfig, tensors: dict[str, torch.Tensor], model: nn.M
         if a is None or b is None or tuple(a.shape) != (rank, inputs) or tuple(b.shape) != (outputs, rank):
             return None
         # PEFT saves a targeted embedding or LM head along with the adapter: it must be the base's.
-        saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", module.weight)
-        if saved.shape != module.weight.shape or not torch.equal(saved.to(module.weight), module.weight):
+        saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", None)
+        if saved is not None and not torch.equal(saved.to(module.weight), module.weight):
             return None
         scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
         if name.startswith(body) and b.any():  # the LM head lies outside of the body and moves no hidden state
