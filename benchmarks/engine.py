@@ -39,8 +39,8 @@ from llgbm_nb import create_generic_probes
 from llgbm_nb.activations import body_of, last_token_states, load_base, load_tokenizer, quiet_transformers, tokenize
 from llgbm_nb.adapters import Adapter
 from llgbm_nb.demo import DEMO_BASE
-from llgbm_nb.engine import STACKED, Engine
-from llgbm_nb.lora import plain_lora, product, put_on
+from llgbm_nb.engine import STACKED, TOKENS_AT_ONCE, Engine
+from llgbm_nb.lora import LoraReader, product, put_on
 from llgbm_nb.peft_adapter import read_config
 
 PROBES, MAX_LENGTH, DTYPES = create_generic_probes(), 256, ("float32", "bfloat16")
@@ -193,10 +193,11 @@ def timed(args, adapters: list[str]) -> dict:
 
 def reading(args, adapters: list[str]) -> float:
     """Seconds that the engine takes, in and beside its passes, to read and prepare one adapter."""
-    engine, start = _engine(args), time.perf_counter()  # a new process: no file's digest is known yet
+    engine = _engine(args)
+    read_lora, start = LoraReader(engine._base.model), time.perf_counter()  # no file's digest is known yet
     for adapter in (Adapter(path, path) for path in adapters):
         _ = adapter.fingerprint
-        lora = plain_lora(read_config(adapter), adapter.read_tensors(), engine._base.model)
+        lora = read_lora(read_config(adapter), adapter.read_tensors())
         put_on(engine._plain_twin, [lora], engine._base.device)
     return (time.perf_counter() - start) / len(adapters)
 
@@ -226,7 +227,11 @@ def speeds(args, _) -> dict[str, float]:
         found[f"torch.mm {n}"] = 2 * n**3 / _best(torch.mm, a, b)
     for out, inputs in sorted({shape for shape in shapes if np.prod(shape) == max(map(np.prod, shapes))}):
         layer = product(torch.randn(out, inputs).to(dtype))
-        for rows in {args.tokens, max(1, 400 // args.tokens) * args.tokens, 1024}:  # the probes', a pass's, many
+        for rows in {
+            args.tokens,
+            max(1, TOKENS_AT_ONCE["cpu"] // args.tokens) * args.tokens,
+            1024,
+        }:  # the probes', a pass's, many
             x = torch.randn(rows, inputs).to(dtype)
             found[f"oneDNN {rows} x {inputs} x {out}"] = 2 * rows * inputs * out / _best(layer, x)
     return found

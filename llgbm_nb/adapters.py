@@ -117,10 +117,11 @@ class Adapter:
             raise InputError(f"{file.name} cannot be read as plain tensors ({reason})") from error
         if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
             raise InputError(f"{file.name} does not hold tensors by name")
-        for name, tensor in tensors.items():
-            # A sum is finite if all is, and quicker to have; it can overflow without, so look again before saying so.
-            if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
-                raise InputError(f"{file.name} has values that are not finite, in {name}")
+        # A sum is finite if all is, and quicker to have; it can overflow without, so look again before saying so.
+        if not torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()]).isfinite().all():
+            for name, tensor in tensors.items():
+                if not torch.isfinite(tensor).all():
+                    raise InputError(f"{file.name} has values that are not finite, in {name}")
         return tensors
 
 

@@ -23,12 +23,12 @@ from .adapters import Adapter, check_tokenizer
 from .checkpoint import load_checkpoint
 from .difference import DifferenceLinear, DifferenceStack
 from .errors import InputError
-from .lora import Lora, Stack, StackedLinear, Unstackable, bucket, is_plain, plain_lora, put_on, twin
+from .lora import Lora, LoraReader, Stack, StackedLinear, Unstackable, bucket, is_plain, put_on, twin
 from .packing import blocks_of, pack_probes, packed_states
 from .peft_adapter import BaseChanged, applied, base_state, read_config
 
 STACKED, PEFT, FULL = "stacked", "PEFT", "full model"
-TOKENS_AT_ONCE = {"cpu": 400, "mps": 1024}  # of all copies in one pass; measured on a CPU, a guess elsewhere
+TOKENS_AT_ONCE = {"cpu": 600, "mps": 1024}  # of all copies in one pass; measured on a CPU, a guess elsewhere
 TOKENS_ON_CUDA = 4096
 RECORD_BYTES = 4 * 2**30  # what difference propagation may keep of the base at once; beyond it, the probes are split
 BLOCK = 32  # adapters that share one base pass, where the probes are split
@@ -108,7 +108,7 @@ class Engine:
         try:
             fingerprint, tensors = reading.result()
             check_tokenizer(adapter, self._base.tokenizer)
-            lora = plain_lora(config, tensors, self._base.model)
+            lora = self._read_lora(config, tensors)
         except InputError as error:
             yield Measured(adapter, STACKED, 0.0, reason=str(error))
         except Exception:  # a config that PEFT's own functions stumble over: let PEFT say what is wrong
@@ -206,7 +206,7 @@ class Engine:
         blocks_of(body)
         self._stack = DifferenceStack(1, padded, self._low) if self._low else Stack(1, padded)
         self._plain_twin = twin(body, self._stack, DifferenceLinear if self._low else StackedLinear)
-        self._names = dict(self._plain_twin.named_modules())
+        self._names, self._read_lora = dict(self._plain_twin.named_modules()), LoraReader(self._base.model)
         self._twin_base: dict = {}
         self._all_chunks: list = []
 

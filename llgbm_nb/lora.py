@@ -37,17 +37,17 @@ _PARTS = {  # how PEFT names the two factors, by the kind of module
 
 @dataclass(frozen=True)
 class Lora:
-    """One plain LoRA: {module of the base's body: (A (rank, in), scale * B (out, rank))}, float32.
+    """One plain LoRA: {module of the base's body: (A (rank, in), B (out, rank), scale)}, float32.
 
-    Modules whose B is all zeros are left out, as they change nothing. An embedding's A is (rank, vocabulary).
+    An embedding's A is (rank, vocabulary).
     """
 
-    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor, float]]
 
     @property
     def rank(self) -> int:
         """The largest rank among its modules."""
-        return max((a.shape[0] for a, _ in self.factors.values()), default=0)
+        return max((a.shape[0] for a, _, _ in self.factors.values()), default=0)
 
 
 def is_plain(config) -> bool:
@@ -61,37 +61,49 @@ def is_plain(config) -> bool:
     return True
 
 
-def plain_lora(config: LoraConfig, tensors: dict[str, torch.Tensor], model: nn.Module) -> Lora | None:
-    """The adapter as plain LoRA on the body of `model`, a causal LM; None if its tensors are anything else than that.
+class LoraReader:
+    """Reads adapters as plain LoRA on the body of `model`, a causal LM.
 
-    Which modules the config means, and with which rank and alpha, is asked of PEFT's own functions. Every tensor that
-    they ask for must be there in its exact shape, and nothing else; what fits worse is left to PEFT and its messages.
+    Which modules a config means, and with which rank and alpha, is asked of PEFT's own functions, once for each config.
     """
-    config = _maybe_include_all_linear_layers(copy.copy(config), model)
-    body, tensors, factors = model.base_model_prefix + ".", dict(tensors), {}
-    for name, module in model.named_modules():
-        if not name or not _is_target(config, name):
-            continue
-        if type(module) not in _PARTS:
-            return None
-        inputs, outputs = _sizes(module)
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
-        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
-        a, b = (tensors.pop(f"{_PREFIX}{name}.{part}", None) for part in _PARTS[type(module)])
-        if a is None or b is None or tuple(a.shape) != (rank, inputs) or tuple(b.shape) != (outputs, rank):
-            return None
-        # PEFT saves a targeted embedding or LM head along with the adapter: it must be the base's.
-        saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", None)
-        if saved is not None and not torch.equal(saved.to(module.weight), module.weight):
-            return None
-        scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-        if name.startswith(body) and b.any():  # the LM head lies outside of the body and moves no hidden state
-            factors[name.removeprefix(body)] = (a.float(), b.float() * scale)
-    return None if tensors else Lora(factors)
 
+    def __init__(self, model: nn.Module):
+        self._model, self._modules, self._plans = model, dict(model.named_modules()), {}
 
-def _is_target(config: LoraConfig, name: str) -> bool:
-    return bool(check_target_module_exists(config, name))
+    def __call__(self, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> Lora | None:
+        """The adapter with these tensors; None if they are anything else than plain LoRA as `config` says.
+
+        Every tensor that the config asks for must be there in its exact shape, and nothing else; what fits worse is
+        left to PEFT and its messages.
+        """
+        body, tensors, factors = self._model.base_model_prefix + ".", dict(tensors), {}
+        key = repr(sorted(config.to_dict().items(), key=str))
+        if key not in self._plans:
+            self._plans[key] = list(self._plan(config))
+        for name, rank, scale in self._plans[key]:
+            module = self._modules[name]
+            if type(module) not in _PARTS:
+                return None
+            inputs, outputs = _sizes(module)
+            a, b = (tensors.pop(f"{_PREFIX}{name}.{part}", None) for part in _PARTS[type(module)])
+            if a is None or b is None or tuple(a.shape) != (rank, inputs) or tuple(b.shape) != (outputs, rank):
+                return None
+            # PEFT saves a targeted embedding or LM head along with the adapter: it must be the base's.
+            saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", None)
+            if saved is not None and not torch.equal(saved.to(module.weight), module.weight):
+                return None
+            if name.startswith(body):  # the LM head lies outside of the body and moves no hidden state
+                factors[name.removeprefix(body)] = (a.float(), b.float(), scale)
+        return None if tensors else Lora(factors)
+
+    def _plan(self, config: LoraConfig):
+        """(module, rank, scale) of all that the config adapts."""
+        config = _maybe_include_all_linear_layers(copy.copy(config), self._model)
+        for name in self._modules:
+            if name and bool(check_target_module_exists(config, name)):
+                rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+                alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
+                yield name, rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
@@ -158,12 +170,13 @@ def bucket(lora: Lora) -> int:
 
 def _stacked(factors, rank: int, stack: Stack, device):
     if not stack.padded:
-        return [each and tuple(t.to(device) for t in each) for each in factors]
-    a, b = next(each for each in factors if each)
+        return [each and (each[0].to(device), each[1].to(device), each[2]) for each in factors]
+    a, b, _ = next(each for each in factors if each)
     all_a, all_b = a.new_zeros(stack.copies, rank, a.shape[1]), b.new_zeros(stack.copies, b.shape[0], rank)
     for number, each in enumerate(factors):
         if each:
-            all_a[number, : each[0].shape[0]], all_b[number, :, : each[1].shape[1]] = each
+            a, b, scale = each
+            all_a[number, : len(a)], all_b[number, :, : len(a)] = a, b * scale
     if device.type == "cuda":  # from pinned memory, so that the copy runs beside the computation
         return all_a.pin_memory().to(device, non_blocking=True), all_b.pin_memory().to(device, non_blocking=True)
     return all_a.to(device), all_b.to(device)
@@ -204,7 +217,8 @@ class StackedLinear(nn.Module):
         else:
             for number, factors in enumerate(self.factors):
                 if factors:
-                    y[number].addmm_(rows[number] @ factors[0].T, factors[1].T)
+                    a, b, scale = factors
+                    y[number].addmm_(rows[number] @ a.T, b.T, alpha=scale)
         return y.to(low)
 
 
@@ -224,10 +238,11 @@ class StackedEmbedding(nn.Module):
         if self.factors is None:
             return x
         low, x, ids = x.dtype, x.float(), ids.expand(x.shape[:-1])
-        parts = zip(*self.factors, strict=True) if self.stack.padded else self.factors
-        for number, factors in enumerate(parts):
-            if factors:
-                x[number] += factors[0].T[ids[number]] @ factors[1].T
+        factors = [(a, b, 1.0) for a, b in zip(*self.factors, strict=True)] if self.stack.padded else self.factors
+        for number, each in enumerate(factors):
+            if each:
+                a, b, scale = each
+                x[number] += (a.T[ids[number]] @ b.T) * scale
         return x.to(low)
 
 
