@@ -198,7 +198,7 @@ def reading(args, adapters: list[str]) -> float:
     for adapter in (Adapter(path, path) for path in adapters):
         _ = adapter.fingerprint
         lora = read_lora(read_config(adapter), adapter.read_tensors())
-        put_on(engine._plain_twin, [lora], engine._base.device)
+        put_on(engine._plain_twin, [lora], engine._base.device, 1)
     return (time.perf_counter() - start) / len(adapters)
 
 

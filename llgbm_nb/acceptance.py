@@ -3,6 +3,7 @@
 Evidence is given in bounds rather than in measured digits, which rounding would move from machine to machine.
 """
 
+import contextlib
 import math
 import os
 import tempfile
@@ -72,9 +73,8 @@ def memory_growth(adapters: int = 200, early: int = 20) -> float:
         vocab_size=64, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, pad_token_id=0,
     )  # fmt: skip
-    process, threads = psutil.Process(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are small, and threads would wait for each other
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers(), _one_thread():
         for number in range(4):
             lora = LoraConfig(r=32 + number, target_modules="all-linear", init_lora_weights=False, use_dora=number == 3)
             get_peft_model(Qwen2ForCausalLM(config), lora).save_pretrained(f"{folder}/{number}")
@@ -86,8 +86,18 @@ def memory_growth(adapters: int = 200, early: int = 20) -> float:
             assert measured.differences is not None, measured.reason
             if number == early:
                 before = process.memory_info().rss
-        torch.set_num_threads(threads)
         return process.memory_info().rss / before - 1
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """The matrices are small here, and threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _AnyTokens:
@@ -132,7 +142,8 @@ def _fresh(run: DeltaRun, adapters: list[Adapter], cache_dir, dtype: str) -> Del
     config = run.cache.config
     return compute_deltas(
         adapters, config["probes"], base_model=run.base_model, cache_dir=cache_dir, probe_type=config["probe_type"],
-        max_length=config["max_length"], dtype=dtype, trust_remote_code=run.trust_remote_code,
+        max_length=config["max_length"], dtype=dtype, layers=config.get("layers", "all"),
+        trust_remote_code=run.trust_remote_code,
     )  # fmt: skip
 
 
@@ -173,7 +184,7 @@ def _correct(run: DeltaRun, adapters: list[Adapter]):
         last, good = 0.0, True
         for adapter in adapters:
             theirs = reference_delta(folder, probes, adapter.path, base, trust)
-            for layer in range(ours.layers):
+            for layer in ours.layer_numbers or range(ours.layers):
                 norm = np.linalg.norm(theirs[layer])
                 error = np.linalg.norm(ours.deltas(layer)[ours.paths.index(adapter.path)] - theirs[layer])
                 # Below the last layer a delta can be so small beside the base that float32's rounding shows.

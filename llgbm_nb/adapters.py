@@ -5,7 +5,6 @@ model's `config.json` and weights. This module runs no model.
 """
 
 import csv
-import functools
 import json
 import os
 import warnings
@@ -77,7 +76,7 @@ class Adapter:
         """SHA-256 of the config's and the weights' bytes. Raises InputError if one of the files cannot be read."""
         try:
             if self.is_checkpoint:
-                parts = ("*.safetensors", "*.bin", "*.index.json")
+                parts = ("*.safetensors", "*.bin", "*.index.json", "*.py")
                 return files_fingerprint(
                     [Path(self.path) / MODEL_CONFIG, *sorted(f for part in parts for f in Path(self.path).glob(part))]
                 )
@@ -148,18 +147,23 @@ def _id_of(tokenizer, token: str) -> int:
 
 def _added_tokens(folder: str) -> tuple[str, ...]:
     files = [Path(folder) / name for name in ("tokenizer.json", "added_tokens.json") if (Path(folder) / name).is_file()]
-    return tuple(token for file in files for token in _tokens_in(str(file), files_fingerprint([file])))
+    for file in files:
+        if (key := files_fingerprint([file])) not in _TOKENS:  # adapters of one base bring along the same tokenizer
+            _TOKENS[key] = _tokens_in(file)
+    return tuple(token for file in files for token in _TOKENS[files_fingerprint([file])])
 
 
-@functools.cache
-def _tokens_in(file: str, fingerprint: str) -> tuple[str, ...]:
+_TOKENS: dict[str, tuple[str, ...]] = {}  # by fingerprint
+
+
+def _tokens_in(file: Path) -> tuple[str, ...]:
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-        if file.endswith("added_tokens.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if file.name == "added_tokens.json":
             return tuple(content)
         return tuple(token["content"] for token in content.get("added_tokens") or ())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"its {Path(file).name} cannot be read ({error})") from error
+        raise InputError(f"its {file.name} cannot be read ({error})") from error
 
 
 def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:

@@ -7,8 +7,8 @@ from .activations import BaseModel, first_sentence, quiet_transformers
 from .adapters import Adapter, check_tokenizer
 from .errors import InputError
 
-# Parts of a config that say nothing about which hidden states come out.
-_ASIDE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "auto_map")
+# What a fine-tune shares with its base. The rest of its config is its own, and it is measured with that.
+_SHARED = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
 def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool = False) -> torch.nn.Module:
@@ -41,7 +41,8 @@ def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool =
 
 
 def _check_same(config, base) -> None:
-    ours, theirs = ({k: v for k, v in c.to_dict().items() if k not in _ASIDE} for c in (config, base))
-    if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
-        key = next((k for k in ("model_type", "vocab_size", "hidden_size") if k in different), different[0])
-        raise InputError(f"it is no fine-tune of this base, where {key} is not {ours.get(key)} but {theirs.get(key)}")
+    config, base = config.get_text_config(), base.get_text_config()
+    for key in _SHARED:
+        ours, theirs = getattr(config, key, None), getattr(base, key, None)
+        if ours != theirs:
+            raise InputError(f"it is no fine-tune of this base, where {key} is not {ours} but {theirs}")

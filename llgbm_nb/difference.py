@@ -10,7 +10,6 @@ difference is exactly zero, and the product is left out.
 """
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from .lora import Lora, Stack, StackedLinear, product
@@ -22,20 +21,20 @@ class DifferenceStack(Stack):
     def __init__(self, copies: int, padded: bool, low: torch.dtype):
         super().__init__(copies, padded)
         self.low = low
-        self.records: dict[int, dict] = {}  # {pack: {layer: (x_B (rows, in), y_B (rows, out))}}
+        self.records: dict[object, dict] = {}  # {pack: {layer: (x_B (rows, in), y_B (rows, out))}}
         self.order: dict[StackedLinear, int] = {}  # in which the base's pass came to the layers
-        self.pack, self.recording, self.first = 0, False, 0
+        self.pack, self.recording, self.first = None, False, -1
         self._of, self._result = None, None
 
-    def record(self, pack: int) -> None:
+    def record(self, pack) -> None:
         """From now on, the pass is the base's over `pack`, one copy, and is kept."""
         self.pack, self.recording, self.records[pack] = pack, True, {}
 
-    def replay(self, pack: int, loras: list[Lora], names: dict[str, StackedLinear]) -> None:
+    def replay(self, pack, loras: list[Lora], names: dict[str, StackedLinear]) -> None:
         """From now on, passes are those of `loras` over `pack`; `names` are the twin's modules by name."""
         changed = {name for lora in loras for name in lora.factors}
         orders = [self.order.get(names.get(name), -1) for name in changed]  # an embedding comes before them all
-        self.pack, self.recording, self.first = pack, False, min(orders, default=len(self.order))
+        self.pack, self.recording, self.first = pack, False, min(orders, default=-1)  # of nothing: compute it all
 
     def keep(self, layer: StackedLinear, x: torch.Tensor, y: torch.Tensor) -> None:
         if self._of is None or self._of.data_ptr() != x.data_ptr() or self._of.shape != x.shape:
@@ -43,10 +42,10 @@ class DifferenceStack(Stack):
         self.records[self.pack][layer] = self._of, y
         self.order[layer] = len(self.records[self.pack]) - 1
 
-    def difference(self, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        """(x - x_B)_low, computed once for layers that have one input."""
+    def difference(self, x: torch.Tensor, rows: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """(x - x_B)_low, computed once for layers that have one input `x`; `rows` is x as (copies, rows, in)."""
         if self._of is not x:
-            self._of, self._result = x, (x - base).to(self.low)
+            self._of, self._result = x, (rows - base).to(self.low)
         return self._result
 
     def forget(self) -> None:
@@ -63,9 +62,6 @@ class DifferenceStack(Stack):
 class DifferenceLinear(StackedLinear):
     """A linear layer of the base that adds what each copy's input differs by."""
 
-    def __init__(self, linear: nn.Module, stack: DifferenceStack):
-        super().__init__(linear, stack)
-
     def _product(self):
         return product(self.weight.to(self.stack.low))
 
@@ -73,12 +69,12 @@ class DifferenceLinear(StackedLinear):
         if self.stack.recording:
             y = F.linear(x, self.weight, self.bias)
             self.stack.keep(self, x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]))
-            return y
+            return y.clone()  # what the model does to it in place is not in the record
         base_x, base_y = self.stack.records[self.stack.pack][self]
         rows = self._rows(x)
         if self.stack.order[self] <= self.stack.first:
             y = base_y.repeat(self.stack.copies, 1, 1)
         else:
-            y = self.product(self.stack.difference(x, base_x)).view(*rows.shape[:2], -1).float()
+            y = self.product(self.stack.difference(x, rows, base_x)).float()
             y += base_y
         return self._add_lora(y, rows).view(*x.shape[:-1], y.shape[-1])

@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from .activations import body_of
+
 # Settings of a LoraConfig that plain LoRA may have; with any other one set, PEFT itself measures the adapter.
 _PLAIN = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
@@ -69,6 +71,8 @@ class LoraReader:
 
     def __init__(self, model: nn.Module):
         self._model, self._modules, self._plans = model, dict(model.named_modules()), {}
+        body = body_of(model)
+        self._body = "" if body is model else model.base_model_prefix + "."
 
     def __call__(self, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> Lora | None:
         """The adapter with these tensors; None if they are anything else than plain LoRA as `config` says.
@@ -76,7 +80,7 @@ class LoraReader:
         Every tensor that the config asks for must be there in its exact shape, and nothing else; what fits worse is
         left to PEFT and its messages.
         """
-        body, tensors, factors = self._model.base_model_prefix + ".", dict(tensors), {}
+        tensors, factors = dict(tensors), {}
         key = repr(sorted(config.to_dict().items(), key=str))
         if key not in self._plans:
             self._plans[key] = list(self._plan(config))
@@ -92,8 +96,8 @@ class LoraReader:
             saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", None)
             if saved is not None and not torch.equal(saved.to(module.weight), module.weight):
                 return None
-            if name.startswith(body):  # the LM head lies outside of the body and moves no hidden state
-                factors[name.removeprefix(body)] = (a.float(), b.float(), scale)
+            if name.startswith(self._body):  # the LM head lies outside of the body and moves no hidden state
+                factors[name.removeprefix(self._body)] = (a.float(), b.float(), scale)
         return None if tensors else Lora(factors)
 
     def _plan(self, config: LoraConfig):
@@ -128,10 +132,8 @@ class Stack:
 
     def __init__(self, copies: int, padded: bool):
         self.copies, self.padded = copies, padded
+        self.stream = None  # for transfers to cuda
         self.rows: tuple[int, ...] = ()  # rows of a copy that a linear layer may see: all tokens, or the last ones
-
-    def forget(self) -> None:
-        """Let go of what a pass left behind."""
 
 
 def twin(body: nn.Module, stack: Stack, linear=None) -> nn.Module:
@@ -146,15 +148,22 @@ def twin(body: nn.Module, stack: Stack, linear=None) -> nn.Module:
     return tree
 
 
-def put_on(tree: nn.Module, loras: list[Lora], device) -> None:
-    """Load a group of adapters, one for each copy, the rest staying bare, in the place of the group before."""
-    stack = next(m.stack for m in tree.modules() if isinstance(m, StackedLinear | StackedEmbedding))
+def put_on(tree: nn.Module, loras: list[Lora], device: torch.device, copies: int) -> None:
+    """Load a group of at most `copies` adapters, one for each copy, in the place of the group before.
+
+    Copies without an adapter stay bare. On cuda transfers run beside the computation, each layer waiting for its own.
+    """
     rank = max((bucket(lora) for lora in loras), default=0)
     known = set()
     for name, module in tree.named_modules():
         if isinstance(module, StackedLinear | StackedEmbedding):
             factors = [lora.factors.get(name) for lora in loras]
-            module.factors = None if not any(factors) else _stacked(factors, rank, stack, device)
+            if not any(factors):
+                module.factors = None
+            elif module.stack.padded:
+                module.factors = _padded(factors, rank, copies, device, module.stack)
+            else:
+                module.factors = factors
             known.add(name)
     if unknown := set().union(*(lora.factors for lora in loras)) - known:
         raise Unstackable(f"{min(unknown)} is no layer of its own")
@@ -168,18 +177,23 @@ def bucket(lora: Lora) -> int:
     return max(8, 1 << (lora.rank - 1).bit_length()) if lora.rank else 8
 
 
-def _stacked(factors, rank: int, stack: Stack, device):
-    if not stack.padded:
-        return [each and (each[0].to(device), each[1].to(device), each[2]) for each in factors]
+def _padded(factors: list, rank: int, copies: int, device: torch.device, stack: Stack):
+    """A (copies, rank, in), scale * B (copies, out, rank), and the event that they are there (None: they are)."""
     a, b, _ = next(each for each in factors if each)
-    all_a, all_b = a.new_zeros(stack.copies, rank, a.shape[1]), b.new_zeros(stack.copies, b.shape[0], rank)
+    all_a, all_b = a.new_zeros(copies, rank, a.shape[1]), b.new_zeros(copies, b.shape[0], rank)
     for number, each in enumerate(factors):
         if each:
             a, b, scale = each
             all_a[number, : len(a)], all_b[number, :, : len(a)] = a, b * scale
-    if device.type == "cuda":  # from pinned memory, so that the copy runs beside the computation
-        return all_a.pin_memory().to(device, non_blocking=True), all_b.pin_memory().to(device, non_blocking=True)
-    return all_a.to(device), all_b.to(device)
+    if device.type != "cuda":
+        return all_a.to(device), all_b.to(device), None
+    stack.stream = stack.stream or torch.cuda.Stream(device)
+    with torch.cuda.stream(stack.stream):  # from pinned memory, beside the computation
+        on_device = [t.pin_memory().to(device, non_blocking=True) for t in (all_a, all_b)]
+        there = stack.stream.record_event()
+    for tensor in on_device:
+        tensor.record_stream(torch.cuda.current_stream(device))
+    return *on_device, there
 
 
 class StackedLinear(nn.Module):
@@ -212,7 +226,9 @@ class StackedLinear(nn.Module):
             return y
         low, y, rows = y.dtype, y.float(), rows.float()
         if self.stack.padded:
-            a, b = self.factors
+            a, b, there = self.factors
+            if there:
+                there.wait()
             y.baddbmm_(rows @ a.mT, b.mT)
         else:
             for number, factors in enumerate(self.factors):
@@ -237,8 +253,15 @@ class StackedEmbedding(nn.Module):
         x = self.embedding(ids)
         if self.factors is None:
             return x
+        if len(x) != self.stack.copies:
+            raise Unstackable("an embedding sees one row for all adapters")
         low, x, ids = x.dtype, x.float(), ids.expand(x.shape[:-1])
-        factors = [(a, b, 1.0) for a, b in zip(*self.factors, strict=True)] if self.stack.padded else self.factors
+        factors = self.factors
+        if self.stack.padded:
+            all_a, all_b, there = factors
+            if there:
+                there.wait()
+            factors = [(a, b, 1.0) for a, b in zip(all_a, all_b, strict=True)]
         for number, each in enumerate(factors):
             if each:
                 a, b, scale = each
@@ -251,7 +274,7 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None = None):
     if (
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
     ):
         laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")

@@ -19,6 +19,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    OlmoConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -39,6 +40,7 @@ ARCHITECTURES = {
     "gpt2": lambda: GPT2Config(vocab_size=260, n_embd=32, n_layer=3, n_head=4, n_positions=128),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=16),
     "phi3": lambda: Phi3Config(**SIZES),
+    "olmo": lambda: OlmoConfig(**SIZES, clip_qkv=0.5),  # clips the output of a linear layer in place
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
 }
 

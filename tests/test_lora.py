@@ -119,7 +119,7 @@ def test_the_twin_shares_the_bases_parameters_and_touches_nothing(base, tmp_path
     loaded = load_base(str(base))
     modules, body = dict(loaded.model.named_modules()), loaded.body
     tree = twin(body, Stack(1, False))
-    put_on(tree, [read(save_adapter(tmp_path / "a", base), loaded)], loaded.device)
+    put_on(tree, [read(save_adapter(tmp_path / "a", base), loaded)], loaded.device, 1)
     assert dict(loaded.model.named_modules()) == modules and not any(
         isinstance(m, StackedLinear) for m in body.modules()
     )
