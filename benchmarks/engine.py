@@ -318,6 +318,9 @@ def _report(args, relative: list, rates: dict, results: dict, small: dict, prepa
           f" {args.tokens} tokens, {parameters / 1e6:.1f} M parameters in the body's linear layers")  # fmt: skip
     for dtype in DTYPES:
         print(f"{dtype}, GFLOP/s: " + ", ".join(f"{name}: {rate / 1e9:.0f}" for name, rate in rates[dtype].items()))
+        slower = max(rate for name, rate in rates[dtype].items() if "torch.mm" in name)
+        share = best["engine", dtype] * slower / (2 * parameters * args.tokens)
+        print(f"{dtype}, the engine's time over a floor at torch.mm's speed: {share:.2f}")
     shares = ", ".join(f"{prepared / best['engine', dtype]:.1%} of the engine's time in {dtype}" for dtype in DTYPES)
     print(f"reading and preparing an adapter: {prepared:.3f} s, {shares}\n")
     for text, value, least, most in _targets(args.shape, best, errors, small, floor):

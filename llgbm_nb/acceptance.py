@@ -193,7 +193,7 @@ def _correct(run: DeltaRun, adapters: list[Adapter]):
     bound = f"1e{max(-4, math.ceil(math.log10(last)))}" if last else "0"
     return _verdict(good and last <= share), (
         f"{len(adapters)} adapters: within {bound} of the norm of an independent computation in float32, "
-        f"other layers {'' if good else 'NOT '}within {share:.0e} and rounding"
+        f"other layers {'' if good else 'NOT '}within {'1e-4' if share < 1e-3 else '2 %'} and rounding"
     )
 
 

@@ -3,14 +3,17 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from llgbm_nb import compute_deltas, create_mixed_probes, create_probes, find_adapters
+from llgbm_nb import compute_deltas, create_mixed_probes, create_probes, find_adapter_paths, find_adapters
 from llgbm_nb.activations import base_folder
 from llgbm_nb.demo import DEMO_BASE, _gguf_file
 from llgbm_nb.paths import ROOT
@@ -84,7 +87,28 @@ def test_probes_of_very_different_lengths_on_the_demo_base(tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_over_two_hundred_adapters():
+def test_difference_propagation_on_real_teachers_whatever_the_size_of_their_deltas(tmp_path):
+    """bfloat16 against float32, at the last layer: at most 0.6 % of the delta's norm, also with B scaled by 0.02."""
+    for folder in map(Path, find_adapter_paths(TEACHERS)):
+        for scale in (1, 0.02):
+            copy = tmp_path / str(scale) / folder.name
+            shutil.copytree(folder, copy)
+            file = copy / "adapter_model.safetensors"
+            save_file({k: v * (scale if "lora_B" in k else 1) for k, v in load_file(file).items()}, file)
+    probes, options = create_probes("generic"), dict(cache_dir=tmp_path / "c", layers="last")
+    for scale in (1, 0.02):
+        exact, low = (
+            compute_deltas(tmp_path / str(scale), probes, dtype=dtype, **options) for dtype in ("float32", "bfloat16")
+        )
+        routes = [record["route"] for record in low.records]
+        assert routes.count("stacked") == 14
+        errors = np.linalg.norm(low.delta_set.deltas() - exact.delta_set.deltas(), axis=1)
+        shares = errors / np.linalg.norm(exact.delta_set.deltas(), axis=1)
+        assert shares.max() <= 0.006, shares
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_five_hundred_adapters_of_all_kinds():
     """In a process of its own, as the benchmark that the README's figure is from."""
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "memory.py"], capture_output=True, text=True, timeout=1200, check=True
