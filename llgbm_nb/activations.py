@@ -73,14 +73,21 @@ def load_base(
     cannot be loaded, or is an encoder-decoder.
     """
     weights = model_dtype(dtype)
-    where = torch.device(pick_device(device))
+    try:
+        where = torch.device(pick_device(device))
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r}; choose auto, cuda, mps or cpu") from error
     folder = base_folder(name)
     tokenizer = _load(AutoTokenizer, name, folder, trust_remote_code=trust_remote_code)
     options = dict(dtype=weights, trust_remote_code=trust_remote_code, use_safetensors=True)
     model = _load(AutoModelForCausalLM, name, folder, **options)
     if getattr(model.config, "is_encoder_decoder", False):
         raise InputError(f"the base {name!r} is an encoder-decoder; deltas are of decoders (causal language models)")
-    return BaseModel(model.to(where).eval().requires_grad_(False), tokenizer, where)
+    try:
+        model = model.to(where)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device {device!r} cannot be used: {first_sentence(error)} Set device to cpu.") from error
+    return BaseModel(model.eval().requires_grad_(False), tokenizer, where)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False):

@@ -142,6 +142,8 @@ def compute_deltas(
     """
     if isinstance(adapters, str | Path):
         adapters = find_adapters(adapters)
+    if type(adapters_per_pass) is not int or adapters_per_pass < 0:
+        raise InputError(f"adapters_per_pass is {adapters_per_pass!r}; it must be a whole number, 0 or more")
     base_model = str(base_model) or base_of(adapters)
     cache, numbers = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype, layers, trust_remote_code)
 

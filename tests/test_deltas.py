@@ -249,3 +249,33 @@ def test_no_file_stays_open(run, zoo):
 def test_probes_that_are_no_list_of_texts(zoo, tmp_path, probes):
     with pytest.raises(InputError, match="list of at least one text"):
         compute_deltas(zoo, probes, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(device="cuda"), "'cuda' cannot be used"),
+        (dict(device="tpu"), "choose auto, cuda"),
+        (dict(adapters_per_pass=-1), "adapters_per_pass is -1"),
+        (dict(layers="first"), "layers is 'first'"),
+        (dict(layers=[4]), "from -4 to 3"),
+        (dict(layers=[]), "layers is \\[\\]"),
+        (dict(dtype="float8"), "choose one of float32, bfloat16, float16, bfloat16-plain"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_one_sentence(zoo, tmp_path, wrong, message):
+    with pytest.raises(InputError, match=message) as caught:
+        compute_deltas(zoo, PROBES, cache_dir=tmp_path, **wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_of_some_layers_answers_for_those_alone(run, zoo, tmp_path):
+    some = compute_deltas(zoo, PROBES, cache_dir=tmp_path, layers=[-1, 1]).delta_set
+    assert some.layer_numbers == (1, 3)
+    for layer in (1, 3, -1):
+        np.testing.assert_array_equal(some.deltas(layer), run.delta_set.deltas(layer))
+    with pytest.raises(InputError, match="layer 2 was not computed; there are 1, 3"):
+        some.deltas(2)
+    again = compute_deltas(zoo, PROBES, cache_dir=tmp_path, layers=[1, 3])
+    assert again.count("cached") == 5
