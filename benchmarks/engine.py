@@ -156,9 +156,9 @@ def load_adapter(args, adapters: list[str]):
 
 def _engine(args) -> Engine:
     """The engine with its twin made, so that `measure` has only the adapters' work left."""
-    base, low = str(args.work / "float32"), None if args.dtype == "float32" else torch.bfloat16
+    base, difference = str(args.work / "float32"), getattr(torch, args.dtype)
     layers = [AutoConfig.from_pretrained(base).num_hidden_layers]
-    engine = Engine(lambda: load_base(base, device="cpu"), PROBES, MAX_LENGTH, layers=layers, low=low)
+    engine = Engine(lambda: load_base(base, device="cpu"), PROBES, MAX_LENGTH, layers=layers, difference=difference)
     if not engine._has_twin():
         raise SystemExit(f"the engine cannot stack adapters on this base: {engine.notes}")
     return engine

@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from .activations import BaseModel, base_folder, difference_dtype, first_sentence, quiet_transformers
+from .activations import BaseModel, base_folder, first_sentence, quiet_transformers
 from .adapters import Adapter
 from .analysis import norms, silhouette, silhouette_by_layer
 from .deltas import DeltaRun, compute_deltas
@@ -176,7 +176,7 @@ def _correct(run: DeltaRun, adapters: list[Adapter]):
     probes, folder = run.cache.config["probes"], base_folder(run.base_model)
     with tempfile.TemporaryDirectory() as cache_dir, quiet_transformers():
         ours = run.delta_set  # as they are kept, so that a wrong entry of the cache is found, too
-        share = 2e-2 if difference_dtype(run.cache.config["dtype"]) else 1e-4
+        share = 2e-2 if run.cache.config["dtype"] in ("bfloat16", "float16") else 1e-4
         if run.cache.config["dtype"].endswith("-plain"):
             ours = _fresh(run, adapters, cache_dir, "float32").delta_set
         trust = run.trust_remote_code

@@ -24,8 +24,8 @@ from .demo import DEMO_BASE, demo_base_path
 from .errors import InputError
 from .paths import ROOT, files_fingerprint, from_root, shown
 
-# "bfloat16" and "float16" are difference propagation (see `difference`), on a base in float32; "-plain" is the whole
-# model in half precision.
+# The first three are difference propagation (see `difference`): a base in float32, and matrix products in that dtype.
+# "-plain" is the whole model in half precision.
 DTYPES = ("float32", "bfloat16", "float16", "bfloat16-plain", "float16-plain")
 BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of this size
 
@@ -60,7 +60,7 @@ def model_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def difference_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """The dtype that difference propagation multiplies in, for a run with this `dtype`; None if it is not used."""
     name = str(dtype).removeprefix("torch.")
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
+    return None if name.endswith("-plain") else getattr(torch, name)
 
 
 def load_base(

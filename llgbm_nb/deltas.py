@@ -174,7 +174,8 @@ def compute_deltas(
     if missing or base_states is None:
         engine = Engine(
             lambda: load_base(base_model, dtype, device, trust_remote_code), probes, max_length, layers=numbers,
-            low=difference_dtype(dtype), adapters_per_pass=adapters_per_pass, trust_remote_code=trust_remote_code,
+            difference=difference_dtype(dtype), adapters_per_pass=adapters_per_pass,
+            trust_remote_code=trust_remote_code,
         )  # fmt: skip
         base_states = engine.base_states
         _keep_base(cache, base_states)

@@ -3,10 +3,11 @@
 A delta is a small difference of two large things, and rounding them both to half precision loses it. But the base
 needs its pass only once, in float32, and keeps the input x_B and the output y_B of every linear layer. For an adapter,
 
-    y = y_B + W_low (x - x_B)_low + scale * B (A x)        W_low, (.)_low in bfloat16 or float16; the rest in float32
+    y = y_B + W_low (x - x_B)_low + scale * B (A x)        W_low, (.)_low in the products' dtype; the rest in float32
 
-so that what is rounded is the difference, whatever its size. Before the first layer that an adapter changes the
-difference is exactly zero, and the product is left out.
+so that what a product rounds is the difference, whatever its size. With products in float32, too, the errors of their
+long sums shrink with the difference, at no cost in time. Before the first layer that an adapter changes the difference
+is exactly zero, and the product is left out.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The differences a(M) - a(B) of many adapters of one base: which way each goes, in which groups, and what it is
 compared with.
 
-    plain LoRA        several in one pass over a twin of the base (`lora`, `packing`), float32 or by `difference`
+    plain LoRA        several in one pass over a twin of the base (`lora`, `packing`), as differences (`difference`)
     what PEFT loads   one at a time on the base itself, off again, and the base checked (`peft_adapter`)
     full checkpoint   a model of its own, loaded with transformers (`checkpoint`)
 
@@ -52,17 +52,18 @@ class Measured:
 class Engine:
     """One base model, loaded, with its probes.
 
-    `load` gives a `BaseModel`, and is called again only if an adapter could not be taken off it. `low` is None or the
-    half-precision dtype of difference propagation. `layers` are layer numbers, ascending. `adapters_per_pass` 0 takes
-    what suits the device. Raises InputError for a probe that `tokenize` refuses.
+    `load` gives a `BaseModel`, and is called again only if an adapter could not be taken off it. `difference` is the
+    dtype in which difference propagation multiplies (of a float32 base), or None for plain passes. `layers` are layer
+    numbers, ascending. `adapters_per_pass` 0 takes what suits the device. Raises InputError for a probe that `tokenize`
+    refuses.
     """
 
     def __init__(
         self, load: Callable[[], BaseModel], probes: list[str], max_length: int, *, layers: list[int],
-        low: torch.dtype | None = None, adapters_per_pass: int = 0, trust_remote_code: bool = False,
+        difference: torch.dtype | None = torch.float32, adapters_per_pass: int = 0, trust_remote_code: bool = False,
     ):  # fmt: skip
         keep_freed_memory()
-        self._load, self._low, self._layers, self._trust = load, low, layers, trust_remote_code
+        self._load, self._difference, self._layers, self._trust = load, difference, layers, trust_remote_code
         self._base = None
         self.notes: list[str] = []  # what the user should know of the run
         self._start()
@@ -175,7 +176,9 @@ class Engine:
         for each, parts in zip(block, states, strict=True):
             differences, reason = torch.cat(parts).numpy(), ""
             try:
-                check_finite(differences + self.base_states, self._layers, str(self._low or self._base.model.dtype))
+                check_finite(
+                    differences + self.base_states, self._layers, str(self._difference or self._base.model.dtype)
+                )
             except InputError as error:
                 differences, reason = None, str(error)
             yield Measured(each.adapter, STACKED, seconds, differences, reason, each.fingerprint, shape)
@@ -226,8 +229,8 @@ class Engine:
     def _make_twin(self) -> None:
         body, padded = self._base.body, self._base.device.type != "cpu"
         blocks_of(body)
-        self._stack = DifferenceStack(1, padded, self._low) if self._low else Stack(1, padded)
-        self._plain_twin = twin(body, self._stack, DifferenceLinear if self._low else StackedLinear)
+        self._stack = DifferenceStack(1, padded, self._difference) if self._difference else Stack(1, padded)
+        self._plain_twin = twin(body, self._stack, DifferenceLinear if self._difference else StackedLinear)
         self._names, self._read_lora = dict(self._plain_twin.named_modules()), LoraReader(self._base.model)
 
     def _chunks(self) -> list[list]:
@@ -237,19 +240,16 @@ class Engine:
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
         self._all_chunks = []
-        if self._low:
+        if self._difference:
             per_token = self._record(self._packs[:1]) / self._packs[0].tokens
             self._all_chunks = _chunks(self._packs, RECORD_BYTES / max(1, per_token))
-            total = per_token * sum(pack.tokens for pack in self._packs) / 2**20
-            split = f", in {len(self._all_chunks)} parts of the probes" if len(self._all_chunks) > 1 else ""
-            self._note(f"difference propagation keeps {total:.0f} MiB of the base's inputs and outputs{split}")
         for chunk in self._chunks():
             self._record(chunk)
             self._put_on([])
             for pack in chunk:
                 base = self._pass(pack, [])
                 same = all(torch.equal(base[0], other) for other in base[1:])
-                if self._low:
+                if self._difference:
                     same = same and torch.equal(base[0], self._twin_base[pack])
                 if same and self._copies > 1 and pack is self._packs[0]:
                     self._put_on([self._any_lora()])  # in the first place, and the others must not see it
@@ -267,10 +267,14 @@ class Engine:
         far = np.linalg.norm(ours - self.base_states, axis=-1) / np.linalg.norm(self.base_states, axis=-1)
         if not far.max() < (1e-4 if self._base.model.dtype == torch.float32 else 0.05):
             raise Unstackable(f"its own pass differs from transformers' by {far.max():.1g} of the hidden state's norm")
+        if self._difference:
+            total = per_token * sum(pack.tokens for pack in self._packs) / 2**20
+            split = f", in {len(self._all_chunks)} parts of the probes" if len(self._all_chunks) > 1 else ""
+            self._note(f"difference propagation keeps {total:.0f} MiB of the base's inputs and outputs{split}")
 
     def _record(self, chunk: list) -> int:
         """For difference propagation: the base's pass over these packs, kept unless it is there. Returns its bytes."""
-        if not self._low:
+        if not self._difference:
             return 0
         if any(pack not in self._stack.records for pack in chunk):
             self._stack.records.clear()
@@ -300,12 +304,12 @@ class Engine:
     def _pass(self, pack, loras: list[Lora]) -> torch.Tensor:
         """One pass of the run's shape with `loras` put on: float32 (copies, probes, layers, hidden) on the CPU."""
         self._stack.copies, self._stack.rows = self._copies, (pack.tokens, len(pack.last))
-        if self._low:
+        if self._difference:
             self._stack.replay(pack, loras, self._names)
         try:
             return packed_states(self._plain_twin, pack, self._copies, self._layers).cpu()
         finally:
-            if self._low:
+            if self._difference:
                 self._stack.forget()
 
     # -- one at a time -------------------------------------------------------------------------------------------------
