@@ -30,7 +30,12 @@ KINDS = {
 
 
 def main(count: int = 500) -> None:
-    process, seen = psutil.Process(), []
+    process, seen, routes = psutil.Process(), [], []
+
+    def look(record: dict) -> None:
+        seen.append(process.memory_info().rss)
+        routes.append(record["route"])
+
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:  # hard links need one file system
         kinds = [Path(path) for path in find_adapter_paths(ROOT / "data" / "teacher_checkpoints")]
         kinds += make_others(Path(folder) / "others")
@@ -42,14 +47,18 @@ def main(count: int = 500) -> None:
                 os.link(file, copy / file.name)
         run = compute_deltas(
             Path(folder) / "zoo", create_generic_probes(), base_model=DEMO_BASE, cache_dir=Path(folder) / "deltas",
-            on_adapter=lambda record: seen.append(process.memory_info().rss),
+            on_adapter=look,
         )  # fmt: skip
     assert run.count("computed") == count, [r for r in run.records if r["reason"]]
-    routes = [record["route"] for record in run.records]
-    early, late = seen[EARLY - 1], seen[-1]
-    print(", ".join(f"{routes.count(route)} {route}" for route in sorted(set(routes))))
-    mib = [f"{n / 2**20:.0f} MiB" for n in (early, late, max(seen))]
-    print(f"after {EARLY} adapters {mib[0]}, after {count} {mib[1]}: {late / early - 1:+.1%}; most: {mib[2]}")
+    for route in dict.fromkeys(routes):  # one after the other
+        part = [size / 2**20 for size, taken in zip(seen, routes, strict=True) if taken == route]
+        early = part[min(EARLY, len(part) // 3) - 1]
+        print(f"{len(part)} {route}: {early:.0f} MiB after {min(EARLY, len(part) // 3)}, {part[-1]:.0f} at the end,"
+              f" {part[-1] / early - 1:+.1%}")  # fmt: skip
+    early, late, most = (size / 2**20 for size in (seen[EARLY - 1], seen[-1], max(seen)))
+    print(
+        f"after {EARLY} adapters {early:.0f} MiB, after {count} {late:.0f}: {late / early - 1:+.1%}; most: {most:.0f}"
+    )
 
 
 def make_others(folder: Path) -> list[Path]:
