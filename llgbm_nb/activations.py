@@ -195,6 +195,18 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     return result
 
 
+@torch.inference_mode()
+def one_by_one_states(model, token_ids: list[list[int]], device) -> np.ndarray:
+    """The same from the whole model (or a `PeftModel`), a probe at a time: slower, and right whatever a layer does."""
+    states = []
+    for tokens in token_ids:
+        out = model(input_ids=torch.tensor([tokens], device=device), output_hidden_states=True, use_cache=False)
+        states.append(torch.stack([hidden[0, -1] for hidden in out.hidden_states]).float().cpu())
+    result = torch.stack(states).numpy()  # (probes, layers + 1, hidden)
+    check_finite(result, range(result.shape[1]), str(model.dtype))
+    return result
+
+
 def check_finite(states: np.ndarray, layers, dtype: str) -> None:
     """Raises InputError naming probe and layer if one of `states` (probes, layers, hidden) is not finite."""
     finite = np.isfinite(states).all(axis=-1)

@@ -160,8 +160,12 @@ def _tokens_in(file: Path) -> tuple[str, ...]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if file.name == "added_tokens.json":
-            return tuple(content)
-        return tuple(token["content"] for token in content.get("added_tokens") or ())
+            tokens = [*content]
+        else:
+            tokens = [token["content"] for token in content.get("added_tokens") or ()]
+        if not all(isinstance(token, str) for token in tokens):
+            raise TypeError("a token is no text")
+        return tuple(tokens)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"its {file.name} cannot be read ({error})") from error
 

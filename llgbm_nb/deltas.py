@@ -30,7 +30,7 @@ from .adapters import Adapter, base_of, find_adapters, same_base
 from .cache import DeltaCache, configuration, open_cache
 from .engine import Engine, Measured
 from .errors import InputError
-from .peft_adapter import BaseChanged, applied
+from .peft_adapter import BaseChanged, adapted_states, applied
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DeltaSet:
         if layer < 0 and -layer <= len(numbers):
             return layer
         if layer not in numbers:
-            raise InputError(f"layer {layer} was not computed; there are {', '.join(map(str, numbers))}")
+            raise InputError(f"layer {layer} was not computed; computed were {', '.join(map(str, numbers))}")
         return numbers.index(layer)
 
     def deltas(self, layer: int = -1, probes: Sequence[int] | None = None) -> np.ndarray:
@@ -217,7 +217,7 @@ def _cache_for(
     base_model, probes, cache_dir, probe_type, max_length, dtype, layers, trust_remote_code
 ) -> tuple[DeltaCache, list[int]]:
     """The cache of this configuration, and the numbers of the layers that it is for."""
-    if isinstance(probes, str) or not probes:
+    if isinstance(probes, str) or not probes or not all(map(_is_text, probes)):
         raise InputError("probes must be a list of at least one text")
     base_model, dtype = str(base_model), str(dtype).removeprefix("torch.")
     model_dtype(dtype)  # a wrong one is told before anything is read
@@ -227,6 +227,13 @@ def _cache_for(
         max_length=max_length, dtype=dtype, layers=None if layers == "all" else numbers,
     )  # fmt: skip
     return open_cache(cache_dir, config), numbers
+
+
+def _is_text(probe) -> bool:
+    try:
+        return isinstance(probe, str) and probe.encode() is not None
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _layer_numbers(layers: str | Sequence[int], base_model: str, trust_remote_code: bool) -> list[int]:
@@ -256,7 +263,7 @@ def _other_base(adapter: Adapter, base_model: str) -> str:
     except (OSError, ValueError, RuntimeError) as error:
         return f"the base model that it names cannot be looked up ({first_sentence(error)})"
     return (
-        f"it was trained on {adapter.base_model}, this run is for {base_model}; "
+        f"it was trained on {adapter.base_model[:100]}, this run is for {base_model}; "
         "if these are the same weights, name them alike in its adapter_config.json"
     )
 
@@ -297,6 +304,6 @@ def compute_adapter_delta(
     """
     base = load_base(base_model_name, dtype, pick_device(str(device)))
     adapter = Adapter(str(adapter_path), Path(adapter_path).name)
-    with contextlib.suppress(BaseChanged), applied(base.model, adapter):  # this base is not used again
-        activation = get_average_activation(base.model, probes, tokenizer, base.device, max_length)
-    return activation - base_activation
+    with contextlib.suppress(BaseChanged), applied(base.model, adapter) as wrapped:  # this base is not used again
+        states = adapted_states(wrapped, tokenize(tokenizer, probes, max_length), base.device)
+    return mean_over_probes(states[:, -1]) - base_activation

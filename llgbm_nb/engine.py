@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .activations import BaseModel, check_finite, first_sentence, last_token_states, tokenize
+from .activations import BaseModel, check_finite, first_sentence, last_token_states, one_by_one_states, tokenize
 from .adapters import Adapter, check_tokenizer
 from .checkpoint import load_checkpoint
 from .difference import DifferenceLinear, DifferenceStack
 from .errors import InputError
 from .lora import Lora, LoraReader, Stack, StackedLinear, Unstackable, bucket, is_plain, put_on, twin
 from .packing import blocks_of, pack_probes, packed_states
-from .peft_adapter import BaseChanged, applied, base_state, read_config
+from .peft_adapter import IN_BATCHES, BaseChanged, adapted_states, applied, base_state, read_config
 
 STACKED, PEFT, FULL = "stacked", "PEFT", "full model"
 TOKENS_AT_ONCE = {"cpu": 600, "mps": 1024}  # of all copies in one pass; measured on a CPU, a guess elsewhere
@@ -69,7 +69,8 @@ class Engine:
         self.notes: list[str] = []  # what the user should know of the run
         self._start()
         self._ids = tokenize(self._base.tokenizer, probes, max_length)
-        self.base_states = last_token_states(self._base.model, self._ids, self._base.device)[:, layers]
+        self._all_base_states = last_token_states(self._base.model, self._ids, self._base.device)
+        self.base_states, self._one_by_one = self._all_base_states[:, layers], None
         self._packs = pack_probes(self._ids, self._base.device)
         self._copies = adapters_per_pass or max(1, self._tokens_at_once() // max(p.tokens for p in self._packs))
 
@@ -326,9 +327,10 @@ class Engine:
                 differences = states - self.base_states
             else:
                 check_tokenizer(adapter, self._base.tokenizer)
-                with applied(self._base.model, adapter, self._state):
-                    states = last_token_states(self._base.model, self._ids, self._base.device)[:, self._layers]
-                    differences = states - self.base_states
+                base = self._base_as(adapter)
+                with applied(self._base.model, adapter, self._state) as wrapped:
+                    states = adapted_states(wrapped, self._ids, self._base.device)
+                    differences = (states - base)[:, self._layers]
                 spoiled = False
         except BaseChanged as error:  # if it was measured, then on the right base all the same
             reason = str(error.__context__ or reason)
@@ -338,11 +340,20 @@ class Engine:
             reason = f"{type(error).__name__}: {first_sentence(error)}"
             spoiled = base_state(self._base.model) != self._state
         if spoiled:  # outside of the handlers, whose errors hold on to the old model
+            wrapped = None
             self._start()
         seconds = time.perf_counter() - start
         if differences is None:
             return Measured(adapter, route, seconds, reason=reason)
         return Measured(adapter, route, seconds, differences, "", fingerprint, f"{len(self._ids)} probes")
+
+    def _base_as(self, adapter: Adapter) -> np.ndarray:
+        """a(B) at all layers, in passes of the shape that PEFT's kind of adapter is measured in."""
+        if read_config(adapter).peft_type in IN_BATCHES:
+            return self._all_base_states
+        if self._one_by_one is None:
+            self._one_by_one = one_by_one_states(self._base.model, self._ids, self._base.device)
+        return self._one_by_one
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from .activations import body_of
+from .errors import InputError
 
 # Settings of a LoraConfig that plain LoRA may have; with any other one set, PEFT itself measures the adapter.
 _PLAIN = {
@@ -107,7 +108,10 @@ class LoraReader:
             if name and bool(check_target_module_exists(config, name)):
                 rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
                 alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
-                yield name, rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+                scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+                if not math.isfinite(scale):
+                    raise InputError(f"its lora_alpha is {alpha}")
+                yield name, rank, scale
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:

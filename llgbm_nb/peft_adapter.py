@@ -6,14 +6,16 @@ the checksums of its parameters are compared with those from before.
 """
 
 import contextlib
+import copy
 import dataclasses
 import warnings
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 
-from .activations import first_sentence
+from .activations import first_sentence, last_token_states, one_by_one_states
 from .adapters import CONFIG, Adapter
 from .errors import InputError
 
@@ -22,22 +24,31 @@ class BaseChanged(RuntimeError):
     """Taking an adapter off did not give the base back. The model must be loaded anew."""
 
 
+# Kinds whose layers see each token by itself, and that live in the model's body: tested to give the same in a batch of
+# padded probes without the LM head. Any other is measured as `PeftModel` runs it, one probe at a time.
+IN_BATCHES = {"LORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "BOFT", "ADALORA"}
+
+
 @contextlib.contextmanager
 def applied(model: torch.nn.Module, adapter: Adapter, before: tuple | None = None):
-    """`model`, a transformers causal LM, changed in place to carry `adapter` for the length of the `with` block.
+    """The `PeftModel` of `model`, a causal LM, which carries `adapter` in place for the length of the `with` block.
 
     The adapter's weights are used in float32, as PEFT does. On leaving, the model is unwrapped. Raises InputError for
-    an adapter that cannot be used (the message says why), and BaseChanged, on leaving, if the base's modules or
-    the bits of its parameters are not what they were. `before` is the `base_state` of the bare model, if it is known.
+    an adapter that cannot be used (the message says why), and BaseChanged, on leaving, if the base's config or modules
+    or the bits of its parameters are not what they were. `before` is the bare model's `base_state`, if it is known.
     """
     before = before or base_state(model)
     modules, data = dict(model.named_modules()), [(p, p.data) for p in model.parameters()]
     biases = {name: p.clone() for name, p in model.named_parameters() if name.endswith("bias")}
+    settings = copy.deepcopy(model.config.__dict__)  # layer_replication counts the layers anew in it
     try:
-        _wrap(model, adapter)
-        yield model
+        yield _wrap(model, adapter)
     finally:
         _restore(model, modules)  # PEFT's own unload would leave modules_to_save in place of the base's
+        model.config.__dict__.clear()
+        model.config.__dict__.update(settings)
+        for module in modules.values():
+            _unhook(module)
         for parameter, tensor in data:
             parameter.data = tensor
         with torch.no_grad():
@@ -48,11 +59,26 @@ def applied(model: torch.nn.Module, adapter: Adapter, before: tuple | None = Non
             raise BaseChanged(f"{adapter.name} changed the base model in place")
 
 
+def adapted_states(wrapped: PeftModel, token_ids: list[list[int]], device) -> np.ndarray:
+    """a(M) as in `last_token_states`, of what `applied` gives."""
+    if wrapped.peft_type in IN_BATCHES:
+        return last_token_states(wrapped.get_base_model(), token_ids, device)
+    return one_by_one_states(wrapped, token_ids, device)
+
+
 def base_state(model: torch.nn.Module) -> tuple:
-    """What must be the same before and after: module types by name, and checksums of all parameters and buffers."""
+    """What must be the same before and after: config, module types by name, and checksums of parameters and buffers."""
     modules = tuple((name, type(module)) for name, module in model.named_modules())
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
-    return modules, tuple((name, _checksum(tensor)) for name, tensor in tensors)
+    return repr(model.config.to_dict()), modules, tuple((name, _checksum(tensor)) for name, tensor in tensors)
+
+
+def _unhook(module: torch.nn.Module) -> None:
+    """Take PEFT's hooks off; transformers has its own, which stay."""
+    for table in (module._forward_hooks, module._forward_pre_hooks):
+        for number, hook in list(table.items()):
+            if str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("peft"):
+                del table[number]
 
 
 def _checksum(tensor: torch.Tensor) -> int:
@@ -62,23 +88,29 @@ def _checksum(tensor: torch.Tensor) -> int:
     return int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum())
 
 
-def _wrap(model: torch.nn.Module, adapter: Adapter) -> None:
+def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     tensors = adapter.read_tensors()
     config = read_config(adapter)
-    config.inference_mode = True
+    config.inference_mode, layers = True, model.config.get_text_config().num_hidden_layers
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = PeftModel(model, config)
     except Exception as error:
         raise InputError(f"its config does not fit the base: {first_sentence(error)}") from error
+    if (now := model.config.get_text_config().num_hidden_layers) != layers:
+        raise InputError(f"it makes {now} layers of the base's {layers} (layer_replication); there is no difference")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = set_peft_model_state_dict(wrapped, tensors)
         prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
         asked = (prefix, "modules_to_save.")
-        missing = [key for key in result.missing_keys if ".default" in key and any(part in key for part in asked)]
+        lacking = set(result.missing_keys)
+        parameters = dict(wrapped.named_parameters(remove_duplicate=False))
+        there = {id(parameter) for name, parameter in parameters.items() if name not in lacking}
+        lacking = [key for key in result.missing_keys if id(parameters.get(key)) not in there]  # one under another name
+        missing = [key for key in lacking if ".default" in key and any(part in key for part in asked)]
         bias = getattr(config, "bias", "none")
         if bias != "none":
             end = "bias" if bias == "all" else "base_layer.bias"
@@ -92,7 +124,7 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> None:
         raise
     except Exception as error:
         raise InputError(f"its weights do not fit the base: {_shape_reason(error)}") from error
-    wrapped.eval()
+    return wrapped.eval()
 
 
 def read_config(adapter: Adapter) -> PeftConfig:
@@ -102,6 +134,9 @@ def read_config(adapter: Adapter) -> PeftConfig:
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(adapter.path)
     except Exception as error:
+        kind = adapter.config.get("peft_type")
+        if adapter.config and kind not in [*PEFT_TYPE_TO_CONFIG_MAPPING]:
+            raise InputError(f"its peft_type is {kind!r}, which the installed PEFT does not know") from error
         raise InputError(f"PEFT cannot read its {CONFIG}: {first_sentence(error)}") from error
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise InputError(f"{config.peft_type.value} changes the prompt, not the layers; it has no delta")

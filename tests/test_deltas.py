@@ -133,15 +133,15 @@ def test_no_usable_adapter_gives_an_empty_set_and_all_reasons(adapter, base, tmp
 def test_an_unexpected_error_of_one_adapter_does_not_stop_the_run(zoo, tmp_path, monkeypatch):
     from llgbm_nb import engine
 
-    real, calls = engine.last_token_states, []
+    real, calls = engine.adapted_states, []
 
     def now_and_then(*arguments):
         calls.append(1)
-        if len(calls) == 2:  # the first is the base's
+        if len(calls) == 1:
             raise RuntimeError("out of luck\nmore")
         return real(*arguments)
 
-    monkeypatch.setattr(engine, "last_token_states", now_and_then)
+    monkeypatch.setattr(engine, "adapted_states", now_and_then)
     run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
     assert [r["reason"] for r in run.records if r["status"] == "failed"] == ["RuntimeError: out of luck."]
     assert len(run.delta_set) == 4
@@ -275,7 +275,13 @@ def test_a_set_of_some_layers_answers_for_those_alone(run, zoo, tmp_path):
     assert some.layer_numbers == (1, 3)
     for layer in (1, 3, -1):
         np.testing.assert_array_equal(some.deltas(layer), run.delta_set.deltas(layer))
-    with pytest.raises(InputError, match="layer 2 was not computed; there are 1, 3"):
+    with pytest.raises(InputError, match="layer 2 was not computed; computed were 1, 3"):
         some.deltas(2)
     again = compute_deltas(zoo, PROBES, cache_dir=tmp_path, layers=[1, 3])
     assert again.count("cached") == 5
+
+
+@pytest.mark.parametrize("probes", [["\ud800"], [1], [None], [("a", "b")], "text", []])
+def test_probes_that_are_no_texts_are_one_sentence(zoo, tmp_path, probes):
+    with pytest.raises(InputError, match="probes must be a list of at least one text"):
+        compute_deltas(zoo, probes, cache_dir=tmp_path)

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, PROBES, save_adapter, save_base
-from peft import IA3Config, LoHaConfig, LoKrConfig, OFTConfig, VeraConfig
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    IA3Config,
+    LilyConfig,
+    LoHaConfig,
+    LoKrConfig,
+    OFTConfig,
+    ShadowConfig,
+    VBLoRAConfig,
+    VeraConfig,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -156,13 +167,53 @@ def test_padding_side_and_bos_change_nothing(tmp_path, side, bos):
         (LoKrConfig(r=2, target_modules=["q_proj", "up_proj"]), 0.5),
         (OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj", "up_proj"]), 0.5),
         (VeraConfig(r=4, target_modules=["q_proj"], save_projection=True), 5),
+        (BOFTConfig(boft_block_size=8, target_modules=["q_proj", "up_proj"]), 2),
+        (AdaLoraConfig(init_r=4, target_modules=["q_proj"], total_step=1), 0.5),
+        (ShadowConfig(), 0.3),  # hooks on the whole model
+        (LilyConfig(r=4, target_modules=["q_proj", "v_proj"]), 0.3),  # a layer that looks at all tokens
+        (VBLoRAConfig(r=4, vector_length=8, num_vectors=16, topk=2, target_modules=["q_proj"]), 0.3),  # shared tensors
     ],
-    ids=["LoKr", "OFT", "VeRA"],
+    ids=["LoKr", "OFT", "VeRA", "BOFT", "AdaLoRA", "SHADOW", "LILY", "VBLoRA"],
 )
 def test_what_else_peft_loads_goes_through_peft(base, tmp_path, config, noise):
     folder = save_adapter(tmp_path / "a", base, config, noise=noise)  # a delta well above rounding
-    measured = measure(new(base), [folder])[folder]
+    loaded = load_base(str(base))
+    measured = measure(new(base, load=lambda: loaded), [folder])[folder]
     assert measured.route == PEFT and error(measured, base, folder) <= 1e-5
+    tables = [table for m in loaded.model.modules() for table in (m._forward_hooks, m._forward_pre_hooks)]
+    hooks = [hook for table in tables for hook in table.values()]
+    assert not any(getattr(hook, "func", hook).__module__.startswith("peft") for hook in hooks)
+
+
+def test_an_adapter_that_repeats_layers_is_refused_and_the_next_one_is_right(base, tmp_path):
+    fewer = save_adapter(tmp_path / "a", base, target_modules=["q_proj"], layer_replication=[[0, 2]])
+    more = save_adapter(tmp_path / "b", base, target_modules=["q_proj"], layer_replication=[[0, 3], [1, 3]])
+    after = save_adapter(tmp_path / "c", base, use_dora=True)
+    full = save_checkpoint(tmp_path / "full", base)
+    loads = []
+    engine = new(base, load=lambda: loads.append(1) or load_base(str(base)))
+    found = measure(engine, [fewer, more, after, full])
+    assert found[fewer].reason.startswith("it makes 2 layers of the base's 3") and "5 layers" in found[more].reason
+    assert all(error(found[folder], base, folder) <= 1e-5 for folder in (after, full)) and len(loads) == 1
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(base, tmp_path, alpha):
+    folder = save_adapter(tmp_path / "a", base)
+    edit(folder, lora_alpha=alpha)
+    assert measure(new(base), [folder])[folder].reason == f"its lora_alpha is {alpha}"
+
+
+@pytest.mark.parametrize("kind", ["NOPE", None, ["LORA"], "lora"])
+def test_a_kind_that_peft_does_not_know_is_named(base, tmp_path, kind):
+    folder = save_adapter(tmp_path / "a", base)
+    edit(folder, peft_type=kind)
+    assert measure(new(base), [folder])[folder].reason.startswith(f"its peft_type is {kind!r}, which")
+
+
+def edit(folder, **settings):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ SPOILED = {
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json is missing"),
     "config not JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot read its adapter_config.json"),
-    "unknown type": (change_config(peft_type="MAGIC"), "cannot read its adapter_config.json"),
+    "unknown type": (change_config(peft_type="MAGIC"), "MAGIC.*does not know"),
     "newer PEFT": (change_config(use_magic=True), "does not know: use_magic"),
     "aLoRA": (change_config(alora_invocation_tokens=[1]), "aLoRA"),
     "random init": (change_config(init_lora_weights="pissa_niter_4"), "pissa_niter"),
