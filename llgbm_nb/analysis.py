@@ -125,8 +125,8 @@ def table(records: list[dict]) -> pd.DataFrame:
             "kind": record["kind"],
             "norm": f"{record['norm']:.2f}" if np.isfinite(record["norm"]) else "–",
             "of base": f"{100 * record['relative']:.1f} %" if np.isfinite(record["norm"]) else "–",
-            "route": record["route"] or "–",
-            "seconds": f"{record['seconds']:.1f} s",
+            "route": "–" if record["status"] == "failed" else record["route"] or "–",
+            "seconds": "–" if record["status"] == "failed" else f"{record['seconds']:.1f} s",
             "status": record["status"],
             "reason": record["reason"],
         }

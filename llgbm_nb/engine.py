@@ -271,7 +271,7 @@ class Engine:
         if self._difference:
             total = per_token * sum(pack.tokens for pack in self._packs) / 2**20
             split = f", in {len(self._all_chunks)} parts of the probes" if len(self._all_chunks) > 1 else ""
-            self._note(f"difference propagation keeps {total:.0f} MiB of the base's inputs and outputs{split}")
+            self._note(f"{total:.0f} MiB of memory hold the base's inputs and outputs of its layers meanwhile{split}")
 
     def _record(self, chunk: list) -> int:
         """For difference propagation: the base's pass over these packs, kept unless it is there. Returns its bytes."""

@@ -9,6 +9,8 @@ import re
 from difflib import get_close_matches
 from types import SimpleNamespace
 
+import torch
+
 from .activations import DTYPES
 from .errors import InputError
 from .paths import from_root
@@ -92,6 +94,9 @@ def _yes_no(value):
 def _device(value):
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
         raise InputError("choose one of auto, cuda, mps, cpu")
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(value.split(":")[0])
+    if there and not there():
+        raise InputError(f"this machine has no {value} that torch {torch.__version__} can use; take auto or cpu")
     return value
 
 

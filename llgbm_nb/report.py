@@ -182,6 +182,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llgbm_nb.report",
+        allow_abbrev=False,
         description="Run the notebooks into reports/; the options are the notebooks' parameters (README).",
     )
     parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
@@ -195,7 +196,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    points = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["acceptance"]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    points, refused = summary["acceptance"], summary["failed"]
+    if refused:
+        print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *refused, sep="\n  ")
     failed = [name for name, point in points.items() if point["result"] == "FAIL"]
     print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
     print(f"open {shown(folder)}/04_analysis.html")

@@ -77,3 +77,10 @@ def test_errors_show_without_a_traceback_in_a_notebook():
     result = shell.run_cell("raise InputError('max_length is wrong')")
     assert isinstance(result.error_in_exec, InputError)
     assert result.error_in_exec._render_traceback_() == ["InputError: max_length is wrong"]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there_is_told_before_anything_runs(device, monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(InputError, match=f"device.*this machine has no {device}"):
+        check({"device": device})
