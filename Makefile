@@ -22,7 +22,7 @@ OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file
           $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute) \
           $(if $(ACCEPTANCE),--acceptance-sample '$(ACCEPTANCE)')
 
-.PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-memory lint clean
+.PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,13 @@ bench: $(READY)  ## the engine against other ways and against the arithmetic's f
 
 bench-qwen: $(READY)  ## the same on the shape of Qwen2.5-1.5B with random weights (10 GB of disk, 16 GB of memory)
 	$(BIN)/python benchmarks/engine.py qwen
+
+bench-exact: $(READY)  ## how far float32 deltas are from exact ones, on the demo base and on the shape of Qwen2.5-1.5B (20 GB of memory)
+	$(BIN)/python benchmarks/exact.py demo
+	$(BIN)/python benchmarks/exact.py qwen
+
+bench-cache: $(READY)  ## what saving, a cached run and reading one layer cost with 10,000 adapters (5 GB of disk)
+	$(BIN)/python benchmarks/cache.py
 
 bench-memory: $(READY)  ## resident memory over 500 adapters of the demo base, of all kinds
 	$(BIN)/python benchmarks/memory.py

@@ -4,6 +4,7 @@ Evidence is given in bounds rather than in measured digits, which rounding would
 """
 
 import contextlib
+import json
 import math
 import os
 import tempfile
@@ -121,7 +122,8 @@ def _memory():
 
 
 def _manifest(run: DeltaRun):
-    entries = run.cache.entries()
+    file = Path(run.cache.cache_dir) / "manifest.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))["adapters"] if file.exists() else {}
     listed = [os.path.abspath(entry["path"]) for entry in entries.values()]
     files = {file.name for file in Path(run.cache.cache_dir).glob("*.npy")} - {"base_activation.npy"}
     good = len(set(listed)) == len(listed) and {os.path.abspath(path) for path in run.delta_set.paths} <= set(listed)

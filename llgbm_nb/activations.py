@@ -128,17 +128,14 @@ def base_folder(name: str) -> Path:
         ) from error
 
 
-def base_fingerprint(name: str) -> str:
+def base_fingerprint(name: str, memo: Path | None = None) -> str:
     """SHA-256 of what decides the base's hidden states: its configuration, weights, tokenizer and code of its own.
 
-    The model is not loaded for it. Raises InputError as `base_folder` does.
+    The model is not loaded for it; `memo` is as in `files_fingerprint`. Raises InputError as `base_folder` does.
     """
-    folder = base_folder(name)
-    return files_fingerprint(
-        file
-        for file in sorted(folder.iterdir())
-        if file.suffix in {".json", ".safetensors", ".model", ".txt", ".py"} and file.name != "generation_config.json"
-    )
+    kinds = {".json", ".safetensors", ".model", ".txt", ".py"}
+    files = [file for file in sorted(base_folder(name).iterdir()) if file.suffix in kinds]
+    return files_fingerprint([file for file in files if file.name != "generation_config.json"], memo)
 
 
 def pick_device(device: str = "auto") -> str:

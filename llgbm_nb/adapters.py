@@ -75,14 +75,17 @@ class Adapter:
     def fingerprint(self) -> str:
         """SHA-256 of the config's and the weights' bytes. Raises InputError if one of the files cannot be read."""
         try:
-            if self.is_checkpoint:
-                parts = ("*.safetensors", "*.bin", "*.index.json", "*.py")
-                return files_fingerprint(
-                    [Path(self.path) / MODEL_CONFIG, *sorted(f for part in parts for f in Path(self.path).glob(part))]
-                )
-            return files_fingerprint([Path(self.path) / CONFIG, self.weights_file])
+            return files_fingerprint(self.files)
         except OSError as error:
             raise InputError(f"its files cannot be read ({error.strerror or error})") from error
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that decide its delta. Raises InputError if config or weights are missing."""
+        if self.is_checkpoint:
+            parts = ("*.safetensors", "*.bin", "*.index.json", "*.py")
+            return [Path(self.path) / MODEL_CONFIG, *sorted(f for part in parts for f in Path(self.path).glob(part))]
+        return [Path(self.path) / CONFIG, self.weights_file]
 
     @property
     def weights_file(self) -> Path:

@@ -1,31 +1,26 @@
-"""Deltas on disk: never stale, never torn. This module knows nothing of models.
+"""Deltas on disk, by adapter: never stale. This module knows nothing of models; `store` has the files.
 
-    <cache_dir>/<probe_type>-<hash>/   one per configuration: what moves a number beyond rounding is in the hash
-        manifest.json                  {"config": {…}, "adapters": {id: {"path", "norm", "shape", "fingerprint", …}}}
-        base_activation.npy            v(B), float32 (hidden,)
-        <id>.npy                       Delta(M, B), float32 (hidden,)          id = md5(path)[:12]
-        activations/base.npy           a(B), float32 (probes, layers + 1, hidden)
-        activations/<id>.npy           a(M) - a(B), float32 (probes, layers + 1, hidden)
+    <cache_dir>/<probe_type>-<hash>/   one folder per configuration: what moves a number beyond rounding is in the hash
 
-An entry counts only while the fingerprint of the adapter's files is the one that it was computed from. Every file is
-written beside its place and renamed. The manifest lists an entry after its files are written, and no longer before they
-are replaced, so an entry is there whole or not at all.
+An entry counts only while the fingerprint of the adapter's files, config and weights, is the one that it was computed
+from. Files that look as they did then (size and times) are not read for it. An adapter that was moved or renamed is
+known by its fingerprint.
 """
 
-import errno
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from .adapters import Adapter
+from .arrays import StatesOnDisk
 from .errors import InputError
-from .paths import shown, write_whole
-
-FORMAT = 1  # of the manifest; counts up when an older program could not read it
+from .paths import read_checked, shown, stamps
+from .store import BASE, FORMAT, Store, public
 
 
 def configuration(
@@ -54,76 +49,87 @@ def open_cache(cache_dir: str | Path, config: dict) -> "DeltaCache":
 
     The base's name is not in the hash, its weights are: the same base under two names shares its deltas.
     """
-    keyed = {key: value for key, value in config.items() if key not in ("base_model", "probe_type")}
-    digest = hashlib.sha256(json.dumps(keyed, sort_keys=True).encode()).hexdigest()[:12]
+    keyed = _keyed(config)
+    digest = hashlib.sha256(json.dumps([FORMAT, keyed], sort_keys=True).encode()).hexdigest()[:12]
     cache = DeltaCache(Path(cache_dir) / f"{config['probe_type']}-{digest}")
-    if not cache.config:
+    if _keyed(cache.config) != keyed:
         cache.save_config(config)
     return cache
 
 
-@dataclass
-class DeltaCache:
-    """One configuration's deltas, in the folder `cache_dir`. The manifest is read anew whenever it has changed on disk.
+def _keyed(config: dict) -> dict:
+    return {key: value for key, value in config.items() if key not in ("base_model", "probe_type")}
 
-    Paths of adapters are matched exactly after normalisation ("./a/", "a" and the absolute path are one adapter).
-    Raises InputError if the folder cannot be used, or if its manifest is damaged or of a newer version.
+
+class DeltaCache:
+    """One configuration's deltas, in the folder `cache_dir`.
+
+    Paths of adapters are matched exactly after normalisation ("./a/", "a" and the absolute path are one adapter). What
+    others write is seen at once. Raises InputError if the folder cannot be used, or was written by another version.
     """
 
-    cache_dir: str | Path = "deltas"
-    _manifest: dict = field(default_factory=dict, init=False, repr=False)
-    _stamp: tuple = field(default=(), init=False, repr=False)
-    _keys: dict | None = field(default=None, init=False, repr=False)  # {absolute path: id}, made when it is asked for
-
-    def __post_init__(self):
-        self.cache_dir = Path(self.cache_dir)
-        if self.cache_dir.exists() and not self.cache_dir.is_dir():
-            raise InputError(f"the cache {shown(self.cache_dir)} is a file; set cache_dir to a folder")
+    def __init__(self, cache_dir: str | Path = "deltas"):
+        self.cache_dir = Path(cache_dir)
+        self._store = Store(self.cache_dir)
 
     @property
     def config(self) -> dict:
         """What the deltas of this folder depend on; {} in a new one."""
-        return self._read()["config"]
+        return self._store.config
 
     def save_config(self, config: dict) -> None:
-        self._read()["config"] = config
-        self._write()
+        self._store.save_config(config)
+
+    # -- the base ------------------------------------------------------------------------------------------------------
 
     def get_base_activation(self) -> np.ndarray | None:
         """v(B), float32 (hidden,), or None."""
-        return _load(self.cache_dir / "base_activation.npy")
+        entry = self._store.entry(BASE)
+        return entry and self._store.mean(BASE, entry)
 
     def get_base_activations(self) -> np.ndarray | None:
-        """a(B), float32 (probes, layers + 1, hidden), or None. It must be what v(B) is the mean of."""
-        activations, mean = _load(self.cache_dir / "activations" / "base.npy"), self.get_base_activation()
-        return activations if _belongs(activations, mean) else None
+        """a(B), float32 (probes, layers + 1, hidden), or None."""
+        entry = self._store.entry(BASE)
+        states = entry and self._store.states(BASE, entry)
+        if states is None or self._store.mean(BASE, entry) is None:
+            return None
+        try:
+            return np.asarray(states)
+        except InputError:  # damaged: measured again
+            return None
 
     def save_base_activation(self, activation: np.ndarray, activations: np.ndarray | None = None) -> None:
         """Keep v(B), float32 (hidden,), and with it a(B), float32 (probes, layers + 1, hidden), where it is given."""
-        if activations is not None:
-            self._save(self.cache_dir / "activations" / "base.npy", activations)
-        self._save(self.cache_dir / "base_activation.npy", activation)
+        self._store.save(BASE, {"file": self._store.array(BASE).name}, activation, activations)
+
+    # -- adapters ------------------------------------------------------------------------------------------------------
 
     def get_delta(self, adapter_path: str | Path) -> np.ndarray | None:
         """Delta(M, B), float32 (hidden,); None if there is none, or if the adapter's files have changed since."""
-        found = self._valid_entry(adapter_path)
-        return None if found is None else _load(self.cache_dir / f"{found[0]}.npy", found[1]["shape"])
+        key, entry = self._valid(adapter_path)
+        return entry and self._store.mean(key, entry)
 
-    def get_differences(self, adapter_path: str | Path) -> "OnDisk | None":
+    def get_differences(self, adapter_path: str | Path) -> StatesOnDisk | None:
         """a(M) - a(B), float32 (probes, layers + 1, hidden), left on disk: only what is looked at is read.
 
-        None as in `get_delta`, or if it was not kept or is not what the delta is the mean of.
+        None as in `get_delta`, or if it was not kept.
         """
-        found, delta = self._valid_entry(adapter_path), self.get_delta(adapter_path)
-        if found is None or delta is None:
-            return None
-        file = self.cache_dir / "activations" / f"{found[0]}.npy"
-        return OnDisk(file) if _belongs(_load(file, mmap_mode="r"), delta) else None
+        key, entry = self._valid(adapter_path)
+        return entry and self._store.states(key, entry)
 
     def get_entry(self, adapter_path: str | Path) -> dict | None:
-        """The manifest's entry of an adapter; None if there is none, or if the adapter's files have changed since."""
-        found = self._valid_entry(adapter_path)
-        return None if found is None else dict(found[1])
+        """What is known of an adapter's delta; None if there is none, or if the adapter's files have changed since.
+
+        Its `path` is another one than `adapter_path` where the adapter was known by its content.
+        """
+        _, entry = self._valid(adapter_path)
+        return entry and public(entry)
+
+    def look_up(self, adapter_path: str | Path) -> tuple[dict, np.ndarray, StatesOnDisk] | None:
+        """`get_entry`, `get_delta` and `get_differences` at once; None unless all are there."""
+        key, entry = self._valid(adapter_path)
+        found = entry and (public(entry), self._store.mean(key, entry), self._store.states(key, entry))
+        return None if not found or found[1] is None or found[2] is None else found
 
     def save_delta(
         self, adapter_path: str | Path, delta: np.ndarray, differences: np.ndarray | None = None,
@@ -132,27 +138,46 @@ class DeltaCache:
         """Keep an adapter's delta, float32 (hidden,), and with it its a(M) - a(B) where it is given.
 
         `fingerprint` is that of the files the delta was computed from; by default, of those there now.
-        `about` (name, domain, …) goes into the manifest as it is.
+        `about` (name, domain, …) goes into the manifest as it is. Of many entries, the manifest lags behind a little;
+        `write_manifest` brings it up to date.
         """
         path = str(adapter_path)
-        found = self._find(path)
-        key = found[0] if found else _id(path)
-        delta = np.asarray(delta, dtype=np.float32)
-        if found:
-            del self._read()["adapters"][key]
-            self._write()
-        if differences is not None:
-            self._save(self.cache_dir / "activations" / f"{key}.npy", differences)
-        self._save(self.cache_dir / f"{key}.npy", delta)
-        self._read()["adapters"][key] = {
-            **about,
+        key = self._find(path)[0] or _id(path)
+        now, there = _stamps(path), _fingerprint(path)
+        entry = about | {
             "path": path,
-            "file": f"{key}.npy",
-            "norm": float(np.linalg.norm(delta)),
-            "shape": list(delta.shape),
-            "fingerprint": fingerprint or _fingerprint(path),
+            "file": self._store.array(key).name,
+            "fingerprint": fingerprint or there,
+            "absolute_path": os.path.abspath(path),
+            "stamps": now if there and fingerprint in (None, there) else None,
         }
-        self._write()
+        self._store.save(key, entry, delta, differences)
+        self._index[0][entry["absolute_path"]] = self._index[1][entry["fingerprint"]] = key
+        self._store.write_manifest(spare=True)
+
+    def adopt(self, adapter_path: str | Path, **about) -> None:
+        """Give an adapter that is known by its content an entry of its own path; of one that has it, renew `about`.
+
+        Raises KeyError if the adapter has no valid entry.
+        """
+        path, (key, entry) = str(adapter_path), self._valid(adapter_path)
+        if entry is None:
+            raise KeyError(path)
+        if entry["path"] == path and about.items() <= entry.items():
+            return
+        states, mean = self._store.states(key, entry), self._store.mean(key, entry)
+        if mean is None:  # damaged: there is nothing to adopt
+            return
+        own = ("path", "file", "norm", "shape", "fingerprint")
+        about = {name: value for name, value in public(entry).items() if name not in own} | about
+        self.save_delta(path, mean, None if states is None else np.asarray(states), entry["fingerprint"], **about)
+        if entry["path"] != path and not os.path.isdir(entry["absolute_path"]):  # it was moved
+            self._store.drop([key])
+            self._index[0].pop(entry["absolute_path"], None)
+
+    def forget(self, adapter_paths: Iterable[str | Path]) -> None:
+        """Drop the entries of these paths, as they are no longer valid: other programs do not find them either."""
+        self._drop([key for key, entry in map(self._find, adapter_paths) if entry])
 
     def get_all_deltas(self) -> dict[str, np.ndarray]:
         """{adapter path: Delta(M, B)} of every entry that counts."""
@@ -161,124 +186,119 @@ class DeltaCache:
         return {path: delta for path, delta in deltas.items() if delta is not None}
 
     def entries(self) -> dict[str, dict]:
-        """The manifest's entries by id, whether they still count or not."""
-        return dict(self._read()["adapters"])
+        """What the manifest lists, by id, whether it still counts or not."""
+        return self._store.listed()
 
-    # -- inside ------------------------------------------------------------------------------------------------------
+    def write_manifest(self) -> None:
+        """Bring `manifest.json` up to date, for other programs."""
+        self._store.write_manifest()
 
-    def _find(self, path: str | Path) -> tuple[str, dict] | None:
-        entries = self._read()["adapters"]
-        if self._keys is None:
-            self._keys = {os.path.abspath(entry["path"]): key for key, entry in entries.items()}
-        key = self._keys.get(os.path.abspath(path))
-        return None if key is None else (key, entries[key])
+    # -- keeping house -------------------------------------------------------------------------------------------------
 
-    def _valid_entry(self, path: str | Path) -> tuple[str, dict] | None:
-        found = self._find(path)
-        return found if found and found[1].get("fingerprint") == _fingerprint(path) else None
+    def verify(self) -> list[dict]:
+        """Read and check everything. What is wrong: [{"path", "file", "problem"}], empty if all is well.
 
-    def _read(self) -> dict:
-        file = self.cache_dir / "manifest.json"
-        try:
-            stat = file.stat()
-        except NotADirectoryError as error:
-            raise InputError(f"the cache {shown(self.cache_dir)} lies in a file; set cache_dir to a folder") from error
-        except FileNotFoundError:
-            if not self._manifest:
-                self._manifest = {"format": FORMAT, "config": {}, "adapters": {}}
-            elif self._stamp:  # somebody removed it: what it listed is gone
-                self._manifest, self._stamp = {"format": FORMAT, "config": self._manifest["config"], "adapters": {}}, ()
-                self._keys = None
-            return self._manifest
-        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if stamp != self._stamp:
-            try:
-                manifest = json.loads(file.read_text(encoding="utf-8"))
-                newer = int(manifest.get("format", FORMAT)) > FORMAT
-                whole = newer or all(entry["path"] and entry["shape"] for entry in manifest["adapters"].values())
-                whole = whole and isinstance(manifest["config"], dict)
-                whole = whole and (newer or all(isinstance(e["path"], str) for e in manifest["adapters"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError):
-                whole = newer = False
-            if not whole:
-                raise InputError(f"{shown(file)} is damaged; remove {shown(self.cache_dir)} to compute it anew")
-            if newer:
-                raise InputError(
-                    f"{shown(file)} was written by a newer version of this program; update, or move it away"
+        Nothing is changed; what is damaged or of a changed adapter is computed anew by the next run.
+        """
+        wrong = self._store.problems()
+        for entry in self._store.entries().values():
+            if not os.path.isdir(entry["absolute_path"]):
+                wrong.append((entry, Path(entry["path"]), "the adapter is gone"))
+            elif _fingerprint(entry["path"]) != entry["fingerprint"]:
+                wrong.append((entry, Path(entry["path"]), "the adapter has changed since"))
+        return [{"path": e.get("path", ""), "file": shown(file), "problem": problem} for e, file, problem in wrong]
+
+    def prune(self) -> list[str]:
+        """Drop the entries whose adapter's folder is gone, and what killed writers left; gives the adapters' paths."""
+        entries = self._store.entries()
+        gone = {key: e["path"] for key, e in entries.items() if not os.path.isdir(e["absolute_path"])}
+        self._drop(gone)
+        self._store.remove_leftovers()
+        return list(gone.values())
+
+    def summary(self) -> dict:
+        """What there is: folder, base_model, probe_type, num_probes, dtype, adapters, and what it takes in MiB."""
+        size = sum(file.stat().st_size for file in self.cache_dir.rglob("*") if file.is_file())
+        about = {key: self.config.get(key) for key in ("base_model", "probe_type", "num_probes", "dtype")}
+        return {"folder": shown(self.cache_dir)} | about | {"adapters": len(self._store.keys()), "MiB": size / 2**20}
+
+    def clear(self, config: dict) -> None:
+        """Remove this cache, which must be the one of `config`. Files that are not the cache's own stay.
+
+        Raises InputError if the folder is no cache, or one of another configuration.
+        """
+        if not (self.cache_dir / "config.json").is_file():
+            raise InputError(f"{shown(self.cache_dir)} is no cache, it has no config.json; nothing was removed")
+        if self.config != config:
+            raise InputError(f"{shown(self.cache_dir)} is the cache of another configuration; nothing was removed")
+        self._store.clear()
+        self.__dict__.pop("_index", None)
+
+    def earlier_weights(self) -> list[str]:
+        """A sentence for each cache beside this one that differs in the base's weights alone: they have changed."""
+        ours, found = self.config, []
+        for file in sorted(self.cache_dir.parent.glob("*/config.json")):
+            theirs = (read_checked(file) or {}).get("config", {})
+            same = {**theirs, "base_fingerprint": ""} == {**ours, "base_fingerprint": ""}
+            if same and theirs["base_fingerprint"] != ours["base_fingerprint"]:
+                found.append(
+                    f"the files of the base {ours['base_model']} have changed since {shown(file.parent)} was computed; "
+                    "its deltas are not used"
                 )
-            self._manifest, self._stamp, self._keys = manifest, stamp, None
-        return self._manifest
+        return found
 
-    def _write(self) -> None:
-        file = self.cache_dir / "manifest.json"
-        text = json.dumps(self._manifest, indent=1, ensure_ascii=False) + "\n"
-        self._guarded(lambda: write_whole(file, lambda stream: stream.write(text.encode())))
-        stat = file.stat()
-        self._stamp, self._keys = (stat.st_ino, stat.st_mtime_ns, stat.st_size), None
+    # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _save(self, file: Path, array: np.ndarray) -> None:
-        array = np.ascontiguousarray(array, dtype=np.float32)
-        self._guarded(lambda: write_whole(file, lambda stream: np.save(stream, array)), file.parent)
+    def _valid(self, path: str | Path) -> tuple[str | None, dict | None]:
+        """Id and entry of the adapter with the content that `path` has now; None, None if there is none."""
+        key, entry = self._find(path)
+        now = _stamps(path)
+        if entry and now and entry["stamps"] == now:  # nobody touched its files
+            return key, entry
+        content = _fingerprint(path)
+        if content is None:
+            return None, None
+        if entry and entry["fingerprint"] == content:
+            if now:
+                self._store.change(key, entry, stamps=now)
+            return key, entry
+        key = self._index[1].get(content)
+        entry = key and self._store.entry(key)
+        return (key, entry) if entry and entry["fingerprint"] == content else (None, None)
 
-    def _guarded(self, write, folder: Path | None = None) -> None:
-        try:
-            (folder or self.cache_dir).mkdir(parents=True, exist_ok=True)
-            write()
-        except OSError as error:
-            raise InputError(
-                f"cannot write into the cache {shown(self.cache_dir)} ({error.strerror}); make room, or set cache_dir"
-            ) from error
+    def _find(self, path: str | Path) -> tuple[str | None, dict | None]:
+        """Id and entry of this very path, whether its content has changed or not."""
+        absolute = os.path.abspath(path)
+        for key in (_id(path), self._index[0].get(absolute)):
+            entry = key and self._store.entry(key)
+            if entry and entry["absolute_path"] == absolute:
+                return key, entry
+        return None, None
 
+    @cached_property
+    def _index(self) -> tuple[dict, dict]:
+        """({absolute path: id}, {fingerprint: id}) of the entries there were at first, and of our own since then."""
+        entries = self._store.entries()
+        by_path = {entry["absolute_path"]: key for key, entry in entries.items()}
+        return by_path, {entry["fingerprint"]: key for key, entry in entries.items()}
 
-class OnDisk:
-    """An array in a .npy file. Indexing reads that part; no file stays open, so there can be any number of these.
-
-    Raises InputError if the file has been replaced since: a set of deltas never changes under its owner.
-    """
-
-    def __init__(self, file: Path):
-        self._file, self._stamp = file, self._now(file)
-
-    @staticmethod
-    def _now(file: Path) -> tuple:
-        stat = file.stat()
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-    def __getitem__(self, key) -> np.ndarray:
-        return np.array(self._open()[key])
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.array(self._open(), dtype=dtype)
-
-    def _open(self) -> np.ndarray:
-        if not self._file.exists() or self._now(self._file) != self._stamp:
-            raise InputError(f"{shown(self._file)} has been replaced since these deltas were taken; compute them again")
-        return np.load(self._file, mmap_mode="r")
-
-
-def _belongs(activations: np.ndarray | None, mean: np.ndarray | None) -> bool:
-    """Whether `mean` is, bit for bit, that of the last layer of `activations` (probes, layers + 1, hidden)."""
-    if activations is None or mean is None or activations.ndim != 3 or activations.shape[-1:] != mean.shape:
-        return False
-    return np.array_equal(np.asarray(activations[:, -1]).mean(axis=0, dtype=np.float32), mean)
+    def _drop(self, keys: Iterable[str]) -> None:
+        if keys:
+            self._store.drop(keys)
+            self._store.write_manifest()
+            self.__dict__.pop("_index", None)
 
 
 def _id(path: str | Path) -> str:
     return hashlib.md5(str(path).encode()).hexdigest()[:12]
 
 
-def _load(file: Path, shape: list[int] | None = None, mmap_mode: str | None = None) -> np.ndarray | None:
-    """The array in `file`; None if it is missing, cut off, not float32 or not of `shape`: it is then computed anew."""
+def _stamps(path: str | Path) -> dict | None:
+    """How the adapter's files look without reading them; None where that could be misleading."""
     try:
-        array = np.load(file, mmap_mode, allow_pickle=False)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
-            raise InputError(f"cannot read {shown(file)} ({error.strerror})") from error
+        return stamps(Adapter(str(path), name="").files)
+    except (InputError, OSError):
         return None
-    except Exception:  # numpy raises many kinds for a damaged file
-        return None
-    fits = isinstance(array, np.ndarray) and array.dtype == np.float32
-    return array if fits and (shape is None or list(array.shape) == shape) else None
 
 
 def _fingerprint(path: str | Path) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from transformers import AutoConfig
 
 from .activations import (
@@ -72,6 +73,15 @@ class DeltaSet:
         if not states:
             return np.zeros((0, self.base.shape[-1]), np.float32)
         return np.stack([mean_over_probes(each) for each in states])
+
+    def to_dataframe(self, layer: int = -1) -> pd.DataFrame:
+        """A row per adapter: name, path, domain, kind, norm and delta (float32 (hidden,) in each cell).
+
+        `to_parquet` and `datasets.Dataset.from_pandas` take it as it is.
+        """
+        deltas = self.deltas(layer)
+        columns = {"name": self.names, "path": self.paths, "domain": self.domains, "kind": self.kinds}
+        return pd.DataFrame(columns | {"norm": np.linalg.norm(deltas, axis=1), "delta": list(deltas)})
 
     def base_norm(self, layer: int = -1) -> float:
         """||v(B)|| at `layer`: what the norms of the deltas are measured against."""
@@ -162,47 +172,74 @@ def compute_deltas(
         if reason := _other_base(adapter, base_model):
             record(adapter, "failed", time.perf_counter() - start, reason=reason)
             continue
-        delta, differences = (None, None) if force_recompute else _cached(cache, adapter)
-        if differences is None:
+        kept = None if force_recompute else _kept(cache, adapter)
+        if kept is None:
             missing.append(adapter)
         else:
+            delta, differences, route = kept
             found[adapter.path] = adapter, differences
-            route = cache.get_entry(adapter.path).get("route", "")
             record(adapter, "cached", time.perf_counter() - start, route, delta)
 
-    base_states, notes = cache.get_base_activations(), ()
+    base_states, notes = cache.get_base_activations(), []
     if missing or base_states is None:
+        notes += cache.earlier_weights()
+        if not force_recompute:
+            cache.forget(adapter.path for adapter in missing)  # of other files, or damaged
         engine = Engine(
             lambda: load_base(base_model, dtype, device, trust_remote_code), probes, max_length, layers=numbers,
             difference=difference_dtype(dtype), adapters_per_pass=adapters_per_pass,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        base_states = engine.base_states
-        _keep_base(cache, base_states)
-        for measured in engine.measure(missing):
-            adapter, delta, reason = measured.adapter, None, measured.reason
-            if measured.differences is not None:
-                delta = mean_over_probes(measured.differences[:, -1])
-                _keep(cache, measured, delta)
-                differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
-                if differences is None:
-                    delta, reason = None, "its files changed while it was measured; run again"
-                else:
-                    found[adapter.path] = adapter, differences
-            record(adapter, "failed" if reason else "computed", measured.seconds, measured.route, delta, reason)
-        notes = tuple(engine.notes)
+        if base_states is None or force_recompute:
+            base_states = engine.base_states
+            _keep_base(cache, base_states)
+        notes += _moved(base_states, engine.base_states)
+        try:
+            for measured in engine.measure(missing):
+                adapter, delta, reason = measured.adapter, None, measured.reason
+                if measured.differences is not None:
+                    delta = mean_over_probes(measured.differences[:, -1])
+                    _keep(cache, measured, delta)
+                    differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
+                    if differences is None:
+                        delta, reason = None, "its files changed while it was measured; run again"
+                    else:
+                        found[adapter.path] = adapter, differences
+                record(adapter, "failed" if reason else "computed", measured.seconds, measured.route, delta, reason)
+        finally:
+            cache.write_manifest()
+        notes += engine.notes
+    cache.write_manifest()  # what a run before this one left out when it was killed
 
     in_order = [found[adapter.path] for adapter in adapters if adapter.path in found]
     delta_set = _delta_set(in_order, probes, base_states, () if layers == "all" else tuple(numbers))
     ordered = [records[adapter.path] for adapter in adapters]
     for each in ordered:
         each["relative"] = each["norm"] / delta_set.base_norm()
-    return DeltaRun(delta_set, ordered, cache, base_model, trust_remote_code, notes)
+    return DeltaRun(delta_set, ordered, cache, base_model, trust_remote_code, tuple(notes))
 
 
-def _cached(cache: DeltaCache, adapter: Adapter) -> tuple:
-    delta, differences = cache.get_delta(adapter.path), cache.get_differences(adapter.path)
-    return (None, None) if delta is None or differences is None else (delta, differences)
+def _kept(cache: DeltaCache, adapter: Adapter) -> tuple | None:
+    """An adapter's delta, differences and route from the cache, where it has an entry of its own from now on."""
+    found, about = cache.look_up(adapter.path), dict(name=adapter.name, domain=adapter.domain, kind=adapter.kind)
+    if found and not (about | {"path": adapter.path}).items() <= found[0].items():  # moved, or with another label
+        try:
+            cache.adopt(adapter.path, **about)
+        except InputError:  # damaged in the middle: computed anew
+            return None
+        found = cache.look_up(adapter.path)
+    return found and (found[1], found[2], found[0].get("route", ""))
+
+
+def _moved(kept: np.ndarray, now: np.ndarray) -> list[str]:
+    """What to say if the base's states (probes, layers, hidden) are not what they were when others were measured."""
+    far = np.linalg.norm(now - kept, axis=-1).max() / np.linalg.norm(kept, axis=-1).max()
+    if far < 1e-3:
+        return []
+    return [
+        f"the base's hidden states are {far:.1g} of their norm away from those in the cache, though its files are the "
+        "same: other software or another device. Set force_recompute to have all deltas from this one"
+    ]
 
 
 def _keep(cache: DeltaCache, measured: Measured, delta: np.ndarray) -> None:
@@ -222,9 +259,10 @@ def _cache_for(
     base_model, dtype = str(base_model), str(dtype).removeprefix("torch.")
     model_dtype(dtype)  # a wrong one is told before anything is read
     numbers = _layer_numbers(layers, base_model, trust_remote_code)
+    base = base_fingerprint(base_model, Path(cache_dir) / "files.json")
     config = configuration(
-        base_model=base_model, base_fingerprint=base_fingerprint(base_model), probe_type=probe_type, probes=probes,
-        max_length=max_length, dtype=dtype, layers=None if layers == "all" else numbers,
+        base_model=base_model, base_fingerprint=base, probe_type=probe_type, probes=probes, max_length=max_length,
+        dtype=dtype, layers=None if layers == "all" else numbers,
     )  # fmt: skip
     return open_cache(cache_dir, config), numbers
 

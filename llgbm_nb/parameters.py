@@ -147,6 +147,7 @@ _RULES = {
     "adapters_per_pass": _whole(0),
     "force_recompute": _yes_no,
     "output_dir": _folder_or_none,
+    "export_dir": _folder_or_none,
     "trust_remote_code": _yes_no,
     "acceptance_sample": _whole(0),
     # 00_teachers

@@ -1,12 +1,17 @@
 """Where things lie on disk, and how a file is written so that nobody ever sees half of it."""
 
+import contextlib
 import hashlib
+import json
 import os
 import tempfile
+import time
+import zlib
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
+SETTLED_NS = 2 * 10**9  # a file changed twice within the clock's tick (2 s on FAT) can look the same
 _CHECKOUT = Path(__file__).resolve().parents[1]
 #: The project's root: the checkout that this module lies in, or the working directory for an installed copy.
 ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
@@ -37,17 +42,68 @@ def write_whole(path: str | Path, write: Callable) -> None:
         raise
 
 
-def files_fingerprint(files: Iterable[str | Path]) -> str:
-    """SHA-256 over names and contents of `files`. One that was not touched since the last call is not read again."""
+def read_checked(file: Path) -> dict | None:
+    """What `write_checked` wrote; None if it is missing or damaged."""
+    try:
+        content = json.loads(file.read_bytes())
+        return content if content.pop("check") == _check(content) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def write_checked(file: Path, content: dict) -> None:
+    """Write `content` as JSON with a checksum of it, whole or not at all; folders are made."""
+    text = json.dumps(content | {"check": _check(content)}, ensure_ascii=False) + "\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda stream: stream.write(text.encode()))
+
+
+def _check(content: dict) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def files_fingerprint(files: Iterable[str | Path], memo: Path | None = None) -> str:
+    """SHA-256 over names and contents of `files`. One that was not touched since the last call is not read again.
+
+    With `memo`, a file of ours, that holds for another process's last call, too.
+    """
+    known, new = (read_checked(memo) or {} if memo else {}), {}
     digest = hashlib.sha256()
     for file in map(Path, files):
-        stat = file.stat()
-        touched = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        digest.update(file.name.encode() + _file_digest(str(file.absolute()), touched))
+        stamp, path = _stamp(file), str(file.absolute())
+        if known.get(path, [])[:-1] == list(stamp):
+            content = bytes.fromhex(known[path][-1])
+        elif _is_settled(stamp):
+            content = _file_digest(path, stamp)
+            new[path] = [*stamp, content.hex()]
+        else:
+            content = _file_digest.__wrapped__(path, stamp)
+        digest.update(file.name.encode() + content)
+    if memo and new:
+        with contextlib.suppress(OSError):  # it only saves time
+            write_checked(memo, known | new)
     return digest.hexdigest()
 
 
+def stamps(files: Iterable[str | Path]) -> dict[str, list[int]] | None:
+    """{name: size, times of the last changes} of `files`: while it is the same, so are their contents.
+
+    None if one was touched so lately that a further change might not show.
+    """
+    found = {Path(file).name: _stamp(file) for file in files}
+    return {name: list(stamp) for name, stamp in found.items()} if all(map(_is_settled, found.values())) else None
+
+
+def _stamp(file: str | Path) -> tuple[int, int, int]:
+    stat = os.stat(file)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _is_settled(stamp: tuple) -> bool:
+    return max(stamp[1:]) < time.time_ns() - SETTLED_NS
+
+
 @cache
-def _file_digest(file: str, touched: tuple) -> bytes:
+def _file_digest(file: str, stamp: tuple) -> bytes:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

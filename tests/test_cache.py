@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,13 @@ CONFIG = dict(base_model="b", base_fingerprint="f", probe_type="generic", probes
 
 def vector():
     return RNG.normal(size=8).astype(np.float32)
+
+
+def another(adapter, name):
+    """A folder beside `adapter` with another content."""
+    folder = shutil.copytree(adapter, adapter.parent / name)
+    (folder / "adapter_config.json").write_text((folder / "adapter_config.json").read_text() + " ")
+    return folder
 
 
 def test_what_goes_in_comes_out(tmp_path, adapter):
@@ -60,9 +68,7 @@ def test_a_delta_counts_only_while_the_adapters_files_are_the_same(tmp_path, ada
 
 
 def test_paths_match_exactly_after_normalisation_and_never_by_substring(tmp_path, adapter, monkeypatch):
-    import shutil
-
-    shutil.copytree(adapter, adapter.parent / "a0")
+    another(adapter, "a0")
     cache = DeltaCache(tmp_path / "c")
     cache.save_delta(str(adapter.parent / "a0"), vector())
     assert cache.get_delta(str(adapter)) is None
@@ -77,10 +83,7 @@ def test_paths_match_exactly_after_normalisation_and_never_by_substring(tmp_path
 
 @pytest.mark.parametrize("spoil", ["cut", "empty", "gone", "pickle", "other shape"])
 def test_a_damaged_entry_is_computed_anew_and_the_others_stay(tmp_path, adapter, spoil):
-    import shutil
-
-    other = adapter.parent / "other"
-    shutil.copytree(adapter, other)
+    other = another(adapter, "other")
     cache = DeltaCache(tmp_path / "c")
     for path in (adapter, other):
         cache.save_delta(str(path), vector())
@@ -145,11 +148,19 @@ def test_an_entry_that_was_being_replaced_is_never_served_as_a_mix(tmp_path, ada
         cache.save_delta(str(adapter), means[1], arrays[1])
     fresh = DeltaCache(tmp_path / "c")
     delta, differences = fresh.get_delta(str(adapter)), fresh.get_differences(str(adapter))
-    if write == 1:  # nothing was replaced yet
-        np.testing.assert_array_equal(delta, means[0])
-        np.testing.assert_array_equal(differences, arrays[0])
-    else:
-        assert delta is None and differences is None
+    served = [
+        None if delta is None else delta.tobytes(),
+        None if differences is None else np.asarray(differences).tobytes(),
+    ]
+    whole = [(mean.tobytes(), array.tobytes()) for mean, array in zip(means, arrays, strict=True)]
+    assert served[0] in (None, *all_bytes(means)) and served[1] in (None, *all_bytes(arrays))
+    if None not in served:
+        assert tuple(served) in whole
+    assert (None in served) == (write in (2, 3))
+
+
+def all_bytes(arrays):
+    return [array.tobytes() for array in arrays]
 
 
 def test_differences_that_are_not_those_of_the_delta_are_not_served(tmp_path, adapter):
@@ -174,24 +185,16 @@ def test_a_cache_that_is_a_file_says_so(tmp_path):
         open_cache(tmp_path / "c", configuration(**CONFIG))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"config": {}, "adap',
-        "[]",
-        '{"config": {}}',
-        '{"config": {}, "adapters": []}',
-        '{"config": {}, "adapters": {"a": {}}}',
-        '{"config": 1, "adapters": {}}',
-        '{"format": "x", "config": {}, "adapters": {}}',
-    ],
-)
-def test_a_damaged_manifest_says_what_to_do(tmp_path, adapter, text):
-    cache = DeltaCache(tmp_path / "c")
-    cache.save_delta(str(adapter), vector())
-    (tmp_path / "c" / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match="manifest.json is damaged; remove .*/c to compute"):
-        DeltaCache(tmp_path / "c").get_delta(str(adapter))
+@pytest.mark.parametrize("text", ['{"config": {}, "adap', "[]", "{}", '{"adapters": {"a": {}, "b": {}}}', None])
+def test_a_damaged_manifest_is_made_again_from_the_entries(tmp_path, adapter, text):
+    cache, file = DeltaCache(tmp_path / "c"), tmp_path / "c" / "manifest.json"
+    cache.save_delta(str(adapter), delta := vector())
+    good = file.read_bytes()
+    file.unlink() if text is None else file.write_text(text)
+    fresh = DeltaCache(tmp_path / "c")
+    np.testing.assert_array_equal(fresh.get_delta(str(adapter)), delta)
+    fresh.write_manifest()
+    assert file.read_bytes() == good
 
 
 def test_a_manifest_of_a_newer_version_is_not_touched(tmp_path):
@@ -208,3 +211,152 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(InputError, match="No space left on device.*set cache_dir"):
         DeltaCache(tmp_path / "c").save_base_activation(vector())
+
+
+# -- moved adapters, damage, keeping house ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return open_cache(tmp_path / "deltas", configuration(**CONFIG))
+
+
+def keep(cache, path, **about):
+    states = RNG.normal(size=(2, 3, 8)).astype(np.float32)
+    cache.save_delta(str(path), states[:, -1].mean(axis=0), states, **about)
+    return states
+
+
+def test_a_moved_adapter_is_known_by_its_content_and_gets_an_entry_of_its_own(cache, adapter):
+    states = keep(cache, adapter, name="a", domain="one")
+    moved = adapter.rename(adapter.parent / "b")
+    assert cache.get_delta(adapter) is None
+    np.testing.assert_array_equal(cache.get_differences(moved), states)
+    cache.adopt(moved, name="b", domain="two")
+    cache.write_manifest()
+    [entry] = cache.entries().values()
+    assert (entry["path"], entry["name"], entry["domain"]) == (str(moved), "b", "two") and not cache.verify()
+    assert entry["file"] == hashlib.md5(str(moved).encode()).hexdigest()[:12] + ".npy"
+
+
+def test_a_copy_shares_what_was_computed_and_keeps_the_first_entry(cache, adapter):
+    states = keep(cache, adapter)
+    copy = shutil.copytree(adapter, adapter.parent / "copy")
+    cache.adopt(copy)
+    assert len(cache.entries()) == 2 and not cache.verify()
+    assert cache.get_delta(copy).tobytes() == cache.get_delta(adapter).tobytes() == states[:, -1].mean(axis=0).tobytes()
+
+
+def test_files_that_nobody_touched_are_not_read_again(cache, adapter, monkeypatch):
+    keep(cache, adapter)
+    monkeypatch.setattr("llgbm_nb.paths.SETTLED_NS", 0)
+    assert cache.get_delta(adapter) is not None  # read, and remembered how the files look
+    monkeypatch.setattr("llgbm_nb.paths._file_digest", None)
+    assert DeltaCache(cache.cache_dir).get_delta(adapter) is not None
+    os.utime(adapter / "adapter_model.safetensors")
+    with pytest.raises(TypeError):  # would be read
+        cache.get_delta(adapter)
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_damage_in_any_layer_is_noticed_where_it_is_read(cache, adapter, layer):
+    states = keep(cache, adapter)
+    differences, file = cache.get_differences(adapter), next((cache.cache_dir / "activations").glob("*.npy"))
+    content = bytearray(file.read_bytes())
+    content[-(2 * 3 * 8 * 4) + (layer * 8 + 1) * 4] ^= 1
+    stat = file.stat()
+    with open(file, "r+b") as stream:  # the same file, as a disk would spoil it
+        stream.write(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert [wrong["problem"] for wrong in cache.verify()] == ["missing or damaged"]
+    for other in {0, 1, 2} - {layer}:
+        np.testing.assert_array_equal(differences[:, other], states[:, other])
+    assert (cache.get_differences(adapter) is None) == (layer == 2)  # the last is looked at to begin with
+    with pytest.raises(InputError, match="activations/.*npy is damaged; it has been removed"):
+        differences[:, layer]
+    assert not file.exists() and cache.get_differences(adapter) is None and cache.get_delta(adapter) is not None
+
+
+def test_verify_names_what_is_wrong(cache, adapter):
+    other = another(adapter, "other")
+    keep(cache, adapter)
+    keep(cache, other)
+    cache.write_manifest()
+    assert cache.verify() == []
+    np.save(cache.cache_dir / "stray.npy", np.zeros(3, np.float32))
+    (other / "adapter_config.json").write_text("{}")
+    shutil.rmtree(adapter)
+    problems = {(wrong["path"], wrong["problem"]) for wrong in cache.verify()}
+    assert problems == {
+        ("", "no entry names it"), (str(adapter), "the adapter is gone"), (str(other), "the adapter has changed since"),
+    }  # fmt: skip
+
+
+def test_prune_drops_adapters_that_are_gone_and_old_leftovers(cache, adapter):
+    other = another(adapter, "other")
+    keep(cache, adapter)
+    keep(cache, other)
+    shutil.rmtree(adapter)
+    old, new = cache.cache_dir / ".a.npy.1.part", cache.cache_dir / ".b.npy.2.part"
+    for file in (old, new):
+        file.write_text("")
+    os.utime(old, (0, 0))
+    assert cache.prune() == [str(adapter)]
+    assert list(cache.get_all_deltas()) == [str(other)] and not cache.verify()
+    assert new.exists() and not old.exists() and len(list(cache.cache_dir.glob("*.npy"))) == 1
+
+
+def test_clear_wants_the_configuration_and_leaves_what_is_not_the_caches(cache, adapter, tmp_path):
+    keep(cache, adapter)
+    config = cache.config
+    with pytest.raises(InputError, match="another configuration; nothing was removed"):
+        cache.clear(config | {"max_length": 1})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "0123456789ab.npy").write_text("")
+    with pytest.raises(InputError, match="is no cache"):
+        DeltaCache(tmp_path / "mine").clear(config)
+    assert (tmp_path / "mine" / "0123456789ab.npy").exists() and len(cache.get_all_deltas()) == 1
+    (cache.cache_dir / "notes.txt").write_text("mine")
+    cache.clear(config)
+    assert [file.name for file in cache.cache_dir.iterdir()] == ["notes.txt"] and cache.get_all_deltas() == {}
+    (cache.cache_dir / "notes.txt").unlink()
+    keep(cache, adapter)
+    cache.clear({})
+    assert not cache.cache_dir.exists()
+
+
+def test_summary(cache, adapter):
+    keep(cache, adapter)
+    found = cache.summary()
+    assert (found["base_model"], found["num_probes"], found["adapters"]) == ("b", 1, 1) and 0 < found["MiB"] < 0.1
+
+
+def test_a_phase_1_cache_is_not_overwritten(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"adapters": {}, "config": {}}')
+    with pytest.raises(InputError, match="not from this program"):
+        DeltaCache(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_still_serves(cache, adapter, monkeypatch):
+    states = keep(cache, adapter)
+
+    def read_only(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
+    np.testing.assert_array_equal(DeltaCache(cache.cache_dir).get_differences(adapter), states)
+    with pytest.raises(InputError, match="cannot write into the cache .*Permission denied"):
+        keep(cache, adapter)
+
+
+def test_the_manifest_is_not_written_for_every_one_of_many(cache, adapter, monkeypatch):
+    folders = [another(adapter, f"{number}") for number in range(60)]
+    for number, folder in enumerate(folders):
+        (folder / "adapter_config.json").write_text(f'{{"number": {number}}}')
+    real, times = cache._store.listed, []
+    monkeypatch.setattr(cache._store, "listed", lambda: times.append(1) or real())
+    for folder in folders:
+        keep(cache, folder)
+    assert 20 < len(times) < 45
+    cache.write_manifest()
+    assert len(json.loads((cache.cache_dir / "manifest.json").read_text())["adapters"]) == 60 and not cache.verify()

@@ -285,3 +285,42 @@ def test_a_set_of_some_layers_answers_for_those_alone(run, zoo, tmp_path):
 def test_probes_that_are_no_texts_are_one_sentence(zoo, tmp_path, probes):
     with pytest.raises(InputError, match="probes must be a list of at least one text"):
         compute_deltas(zoo, probes, cache_dir=tmp_path)
+
+
+def test_moved_and_relabelled_adapters_are_not_computed_again(zoo, tmp_path, monkeypatch):
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    first = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    monkeypatch.setattr("llgbm_nb.deltas.load_base", None)
+    same = sorted(delta.tobytes() for delta in first.delta_set.deltas())
+    (copy / "one").rename(copy / "three")
+    again = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    assert again.count("cached") == 5 and set(again.delta_set.domains) == {"two", "three"}
+    listed = json.loads((again.cache.cache_dir / "manifest.json").read_text())["adapters"].values()
+    assert {(e["path"], e["domain"]) for e in listed} == set(
+        zip(again.delta_set.paths, again.delta_set.domains, strict=True)
+    )
+    assert not again.cache.verify()
+    assert sorted(delta.tobytes() for delta in again.delta_set.deltas()) == same
+
+
+def test_other_weights_of_a_base_of_the_same_name_are_told(tmp_path):
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "zoo/x/a", base)
+    first = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
+    save_base(base, seed=7)
+    second = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
+    assert not [note for note in first.notes if "have changed" in note]
+    [note] = [note for note in second.notes if "have changed" in note]
+    assert str(base) in note and first.cache.cache_dir.name in note and second.count("computed") == 1
+
+
+def test_other_numbers_from_the_same_files_are_told(zoo, tmp_path, monkeypatch):
+    from llgbm_nb import engine
+
+    some = find_adapters(zoo)
+    compute_deltas(some[:2], PROBES, cache_dir=tmp_path)
+    real = engine.last_token_states
+    monkeypatch.setattr(engine, "last_token_states", lambda *arguments: real(*arguments) * np.float32(1.01))
+    monkeypatch.setattr("llgbm_nb.engine.Engine._has_twin", lambda self: False)
+    run = compute_deltas(some, PROBES, cache_dir=tmp_path)
+    assert any("0.01 of their norm away from those in the cache" in note for note in run.notes)

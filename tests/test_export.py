@@ -1,0 +1,62 @@
+"""What a trainer reads, read back with json and numpy alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PROBES, save_adapter
+
+from llgbm_nb import InputError, compute_deltas
+from llgbm_nb.activations import load_tokenizer
+from llgbm_nb.export import export_for_training
+
+
+@pytest.fixture
+def run(zoo, base, tmp_path):
+    shutil.copytree(zoo, tmp_path / "zoo")
+    (save_adapter(tmp_path / "zoo/one/broken", base) / "adapter_model.safetensors").write_bytes(b"cut")
+    return compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "deltas")
+
+
+def test_both_manifests_and_the_probes_lead_to_the_deltas(run, base, tmp_path):
+    checkpoints, deltas = export_for_training(run, tmp_path / "out")
+    listed = json.loads(checkpoints.read_text())["adapters"]
+    manifest = json.loads(deltas.read_text())
+    assert [each["name"] for each in listed] == list(manifest["adapters"]) == list(run.delta_set.names)
+    assert np.load(deltas.parent / manifest["base_activation_file"]).shape == (32,)
+    for each, delta in zip(listed, run.delta_set.deltas(), strict=True):
+        found = manifest["adapters"][each["name"]]
+        np.testing.assert_array_equal(np.load(deltas.parent / found["delta_file"]), delta)
+        assert found["delta_norm"] == pytest.approx(np.linalg.norm(delta))
+        assert (found["adapter_path"], found["task"]) == (each["path"], each["task"])
+        assert (Path(each["path"]) / "adapter_model.safetensors").exists()
+        probes = json.loads((deltas.parent / found["probes_file"]).read_text())["probes"]
+        assert found["num_probes"] == len(probes) == len(PROBES)
+    tokenizer = load_tokenizer(str(base))
+    assert [probe["text"] for probe in probes] == PROBES
+    assert [probe["token_ids"] for probe in probes] == [tokenizer(text)["input_ids"] for text in PROBES]
+
+
+def test_a_failed_adapter_is_absent(run, tmp_path):
+    assert run.count("failed") == 1
+    for file in export_for_training(run, tmp_path / "out"):
+        assert "broken" not in file.read_text()
+
+
+def test_a_manifest_of_another_program_is_not_overwritten(run, tmp_path):
+    export_for_training(run, tmp_path / "out")
+    export_for_training(run, tmp_path / "out")  # our own is
+    file = tmp_path / "out" / "manifest.json"
+    file.write_text('{"adapters": []}')
+    with pytest.raises(InputError, match="manifest.json is not from this program"):
+        export_for_training(run, tmp_path / "out")
+    assert file.read_text() == '{"adapters": []}'
+
+
+def test_a_data_frame_has_a_row_for_each_delta(run):
+    frame = run.delta_set.to_dataframe(layer=2)
+    assert list(frame.columns) == ["name", "path", "domain", "kind", "norm", "delta"]
+    np.testing.assert_array_equal(np.stack(frame["delta"]), run.delta_set.deltas(2))
+    assert frame["name"].tolist() == list(run.delta_set.names)
