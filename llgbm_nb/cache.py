@@ -142,7 +142,7 @@ class DeltaCache:
         `write_manifest` brings it up to date.
         """
         path = str(adapter_path)
-        key = self._find(path)[0] or _id(path)
+        key, before = _id(path), self._find(path)[0]
         now, there = _stamps(path), _fingerprint(path)
         entry = about | {
             "path": path,
@@ -152,6 +152,8 @@ class DeltaCache:
             "stamps": now if there and fingerprint in (None, there) else None,
         }
         self._store.save(key, entry, delta, differences)
+        if before and before != key:  # the same folder, spelt otherwise
+            self._store.drop([before])
         self._index[0][entry["absolute_path"]] = self._index[1][entry["fingerprint"]] = key
         self._store.write_manifest(spare=True)
 
@@ -176,8 +178,9 @@ class DeltaCache:
             self._index[0].pop(entry["absolute_path"], None)
 
     def forget(self, adapter_paths: Iterable[str | Path]) -> None:
-        """Drop the entries of these paths, as they are no longer valid: other programs do not find them either."""
-        self._drop([key for key, entry in map(self._find, adapter_paths) if entry])
+        """Drop those entries of these paths that are not valid and whole, so that other programs do not find them."""
+        lost = [path for path in adapter_paths if self.look_up(path) is None]
+        self._drop([key for key, entry in map(self._find, lost) if entry])
 
     def get_all_deltas(self) -> dict[str, np.ndarray]:
         """{adapter path: Delta(M, B)} of every entry that counts."""

@@ -209,7 +209,8 @@ def compute_deltas(
         finally:
             cache.write_manifest()
         notes += engine.notes
-    cache.write_manifest()  # what a run before this one left out when it was killed
+    with contextlib.suppress(InputError):  # a cache that cannot be written can be read
+        cache.write_manifest()  # what a run before this one left out when it was killed
 
     in_order = [found[adapter.path] for adapter in adapters if adapter.path in found]
     delta_set = _delta_set(in_order, probes, base_states, () if layers == "all" else tuple(numbers))

@@ -78,7 +78,8 @@ def test_paths_match_exactly_after_normalisation_and_never_by_substring(tmp_path
     for same in ("a", "./a/", f"{adapter}/", "../one/a"):
         np.testing.assert_array_equal(cache.get_delta(same), delta)
     cache.save_delta("./a", vector())
-    assert len(cache.entries()) == 2
+    assert len(cache.entries()) == 2 and _id("./a") in cache.entries()
+    assert cache.get_delta(str(adapter)).tobytes() == cache.get_delta("a").tobytes() != delta.tobytes()
 
 
 @pytest.mark.parametrize("spoil", ["cut", "empty", "gone", "pickle", "other shape"])
@@ -360,3 +361,17 @@ def test_the_manifest_is_not_written_for_every_one_of_many(cache, adapter, monke
     assert 20 < len(times) < 45
     cache.write_manifest()
     assert len(json.loads((cache.cache_dir / "manifest.json").read_text())["adapters"]) == 60 and not cache.verify()
+
+
+def test_forget_drops_what_is_not_valid_and_nothing_else(cache, adapter):
+    other = another(adapter, "other")
+    keep(cache, adapter)
+    keep(cache, other)
+    (other / "adapter_config.json").write_text("{}")
+    cache.forget([adapter, other, adapter.parent / "unknown"])
+    assert [entry["path"] for entry in cache.entries().values()] == [str(adapter)]
+    assert [entry.name for entry in (cache.cache_dir / "entries").iterdir()] == [f"{_id(adapter)}.json"]
+
+
+def _id(path):
+    return hashlib.md5(str(path).encode()).hexdigest()[:12]

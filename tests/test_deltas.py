@@ -324,3 +324,14 @@ def test_other_numbers_from_the_same_files_are_told(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr("llgbm_nb.engine.Engine._has_twin", lambda self: False)
     run = compute_deltas(some, PROBES, cache_dir=tmp_path)
     assert any("0.01 of their norm away from those in the cache" in note for note in run.notes)
+
+
+def test_a_cache_that_cannot_be_written_can_be_read(zoo, tmp_path, monkeypatch):
+    first = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
+    (first.cache.cache_dir / "manifest.json").unlink()
+
+    def read_only(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
+    assert compute_deltas(zoo, PROBES, cache_dir=tmp_path).count("cached") == 5
