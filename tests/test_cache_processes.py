@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import PROBES, save_adapter
 
 from llgbm_nb import DeltaCache, compute_deltas
@@ -27,10 +28,17 @@ def many(base, tmp_path_factory):
     return root
 
 
-def compute(zoo, cache_dir, probes=PROBES, started=None):
-    import torch
-
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the other processes: bits depend on it."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def compute(zoo, cache_dir, probes=PROBES, started=None):
+    torch.set_num_threads(1)  # of a process of its own
     if started:
         started.set()
     return compute_deltas(zoo, probes, cache_dir=cache_dir)
