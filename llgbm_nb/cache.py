@@ -160,16 +160,13 @@ class DeltaCache:
     def adopt(self, adapter_path: str | Path, **about) -> None:
         """Give an adapter that is known by its content an entry of its own path; of one that has it, renew `about`.
 
-        Raises KeyError if the adapter has no valid entry.
+        Without a valid and whole entry nothing happens. Raises InputError if the states turn out to be damaged.
         """
         path, (key, entry) = str(adapter_path), self._valid(adapter_path)
-        if entry is None:
-            raise KeyError(path)
-        if entry["path"] == path and about.items() <= entry.items():
+        mean = entry and self._store.mean(key, entry)
+        if mean is None or (about | {"path": path}).items() <= entry.items():
             return
-        states, mean = self._store.states(key, entry), self._store.mean(key, entry)
-        if mean is None:  # damaged: there is nothing to adopt
-            return
+        states = self._store.states(key, entry)
         own = ("path", "file", "norm", "shape", "fingerprint")
         about = {name: value for name, value in public(entry).items() if name not in own} | about
         self.save_delta(path, mean, None if states is None else np.asarray(states), entry["fingerprint"], **about)

@@ -39,12 +39,19 @@ def export_for_training(run: DeltaRun, checkpoint_dir: str | Path) -> tuple[Path
     }  # fmt: skip
     checkpoints = [{"name": name, "path": path, "task": domain, "kind": kind} for name, path, domain, kind in rows]
     manifests = Path(checkpoint_dir) / "manifest.json", deltas / "delta_manifest.json"
-    if manifests[0].exists() and json.loads(manifests[0].read_bytes()).get("made_by") != MADE_BY:
+    if manifests[0].exists() and not _is_ours(manifests[0]):
         raise InputError(f"{shown(manifests[0])} is not from this program; choose another folder, or move it away")
     _write(deltas / "probes.json", {"max_length": config["max_length"], "probes": probes})
     _write(manifests[1], {"base_activation_file": "base_activation.npy", "adapters": listed})
     _write(manifests[0], {"made_by": MADE_BY, "base_model": run.base_model, "adapters": checkpoints})
     return manifests
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        return json.loads(file.read_bytes())["made_by"] == MADE_BY
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _write(file: Path, content: dict) -> None:

@@ -240,6 +240,16 @@ def test_a_moved_adapter_is_known_by_its_content_and_gets_an_entry_of_its_own(ca
     assert entry["file"] == hashlib.md5(str(moved).encode()).hexdigest()[:12] + ".npy"
 
 
+def test_what_is_not_known_or_not_whole_is_not_adopted(cache, adapter):
+    keep(cache, adapter)
+    cache.adopt(another(adapter, "unknown"))
+    for file in cache.cache_dir.glob("*.npy"):
+        file.unlink()
+    moved = adapter.rename(adapter.parent / "b")
+    cache.adopt(moved)
+    assert [entry["path"] for entry in cache.entries().values()] == [str(adapter)]
+
+
 def test_a_copy_shares_what_was_computed_and_keeps_the_first_entry(cache, adapter):
     states = keep(cache, adapter)
     copy = shutil.copytree(adapter, adapter.parent / "copy")

@@ -45,14 +45,15 @@ def test_a_failed_adapter_is_absent(run, tmp_path):
         assert "broken" not in file.read_text()
 
 
-def test_a_manifest_of_another_program_is_not_overwritten(run, tmp_path):
+@pytest.mark.parametrize("text", ['{"adapters": []}', "[]", "{"])
+def test_a_manifest_of_another_program_is_not_overwritten(run, tmp_path, text):
     export_for_training(run, tmp_path / "out")
     export_for_training(run, tmp_path / "out")  # our own is
     file = tmp_path / "out" / "manifest.json"
-    file.write_text('{"adapters": []}')
+    file.write_text(text)
     with pytest.raises(InputError, match="manifest.json is not from this program"):
         export_for_training(run, tmp_path / "out")
-    assert file.read_text() == '{"adapters": []}'
+    assert file.read_text() == text
 
 
 def test_a_data_frame_has_a_row_for_each_delta(run):
