@@ -71,6 +71,7 @@ class DeltaCache:
     def __init__(self, cache_dir: str | Path = "deltas"):
         self.cache_dir = Path(cache_dir)
         self._store = Store(self.cache_dir)
+        self._aside: list[str] = []  # ids of entries whose path was given to another adapter
 
     @property
     def config(self) -> dict:
@@ -167,9 +168,15 @@ class DeltaCache:
         if mean is None or (about | {"path": path}).items() <= entry.items():
             return
         states = self._store.states(key, entry)
-        own = ("path", "file", "norm", "shape", "fingerprint")
-        about = {name: value for name, value in public(entry).items() if name not in own} | about
-        self.save_delta(path, mean, None if states is None else np.asarray(states), entry["fingerprint"], **about)
+        computed = ("path", "file", "norm", "shape", "fingerprint")
+        about = {name: value for name, value in public(entry).items() if name not in computed} | about
+        states = None if states is None else np.asarray(states)
+        own = _id(path)
+        replaced = self._store.entry(own) if key != own else None
+        if replaced and self._index[1].get(replaced["fingerprint"]) == own:  # names were exchanged: its turn comes
+            self._index[1][replaced["fingerprint"]] = aside = self._store.set_aside(own)
+            self._aside.append(aside)
+        self.save_delta(path, mean, states, entry["fingerprint"], **about)
         if entry["path"] != path and not os.path.isdir(entry["absolute_path"]):  # it was moved
             self._store.drop([key])
             self._index[0].pop(entry["absolute_path"], None)
@@ -191,6 +198,8 @@ class DeltaCache:
 
     def write_manifest(self) -> None:
         """Bring `manifest.json` up to date, for other programs."""
+        self._drop(self._aside)
+        self._aside = []
         self._store.write_manifest()
 
     # -- keeping house -------------------------------------------------------------------------------------------------

@@ -126,6 +126,20 @@ class Store:
                     file.unlink(missing_ok=True)
                 self.pending += 1
 
+    def set_aside(self, key: str) -> str | None:
+        """Give an entry and its arrays an id that no list shows, until it is dropped; None if there is no entry."""
+        entry = self.entry(key)
+        if entry is None:
+            return None
+        aside = f".{os.getpid()}-{key}.part"
+        with self.lock():
+            for place in (self.activations, self.array):
+                if place(key).exists():
+                    os.replace(place(key), place(aside))
+            write_checked(self._entry_file(aside), entry)
+            self._entry_file(key).unlink(missing_ok=True)
+        return aside
+
     def _entry_file(self, key: str) -> Path:
         return self.folder / "entries" / f"{key}.json"
 
@@ -180,7 +194,7 @@ class Store:
                     wrong.append((entry, self.activations(key), "missing or damaged"))
                 elif mean is not None and not np.array_equal(states[:, -1].mean(axis=0, dtype=np.float32), mean):
                     wrong.append((entry, self.array(key), "not the mean of its activations"))
-        wrong += [({}, file, "no entry names it") for file in sorted(self.folder.glob("*.npy")) if file not in known]
+        wrong += [({}, file, "no entry names it") for file in sorted(self.folder.glob("[!.]*.npy")) if file not in known]
         file = self.folder / "manifest.json"
         try:
             same = json.loads(file.read_bytes())["adapters"] == json.loads(json.dumps(self.listed()))
@@ -190,7 +204,7 @@ class Store:
 
     def remove_leftovers(self, seconds: float = 3600) -> None:
         """Remove what writers that were killed left half-written, at least `seconds` ago."""
-        for file in self.folder.rglob(".*.part"):
+        for file in [*self.folder.rglob(".*.part"), *self.folder.rglob(".*.part.*")]:
             with contextlib.suppress(OSError):
                 if time.time() - file.stat().st_mtime > seconds:
                     file.unlink()

@@ -303,6 +303,25 @@ def test_moved_and_relabelled_adapters_are_not_computed_again(zoo, tmp_path, mon
     assert sorted(delta.tobytes() for delta in again.delta_set.deltas()) == same
 
 
+@pytest.mark.parametrize("order", [(1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_adapters_that_exchanged_their_names_are_not_computed_again(zoo, tmp_path, monkeypatch, order):
+    """As when numbered checkpoints move up by one."""
+    copy = tmp_path / "zoo"
+    for number, adapter in enumerate(find_adapters(zoo)[:3]):
+        shutil.copytree(adapter.path, copy / "x" / str(number))
+    first = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c").delta_set
+    before = np.array(first.differences)[list(order)]
+    monkeypatch.setattr("llgbm_nb.deltas.load_base", None)
+    (copy / "x").rename(copy / "old")
+    for number, source in enumerate(order):
+        shutil.move(copy / "old" / str(source), copy / "x" / str(number))
+    (copy / "old").rmdir()
+    again = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    assert again.count("cached") == 3 and not again.cache.verify()
+    np.testing.assert_array_equal(np.array(again.delta_set.differences), before)
+    assert len(list(again.cache.cache_dir.rglob("*.npy"))) == 8
+
+
 def test_other_weights_of_a_base_of_the_same_name_are_told(tmp_path):
     base = save_base(tmp_path / "base")
     save_adapter(tmp_path / "zoo/x/a", base)
