@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from .adapters import shards_below
 from .demo import DEMO_BASE, demo_base_path
 from .errors import InputError
 from .paths import ROOT, files_fingerprint, from_root, shown
@@ -135,7 +136,8 @@ def base_fingerprint(name: str, memo: Path | None = None) -> str:
     """
     kinds = {".json", ".safetensors", ".model", ".txt", ".py"}
     files = [file for file in sorted(base_folder(name).iterdir()) if file.suffix in kinds]
-    return files_fingerprint([file for file in files if file.name != "generation_config.json"], memo)
+    files = [file for file in files if file.name != "generation_config.json"]
+    return files_fingerprint([*files, *shards_below(base_folder(name))], memo)
 
 
 def pick_device(device: str = "auto") -> str:

@@ -84,7 +84,8 @@ class Adapter:
         """The files that decide its delta. Raises InputError if config or weights are missing."""
         if self.is_checkpoint:
             parts = ("*.safetensors", "*.bin", "*.index.json", "*.py")
-            return [Path(self.path) / MODEL_CONFIG, *sorted(f for part in parts for f in Path(self.path).glob(part))]
+            files = sorted(f for part in parts for f in Path(self.path).glob(part))
+            return [Path(self.path) / MODEL_CONFIG, *files, *shards_below(self.path)]
         return [Path(self.path) / CONFIG, self.weights_file]
 
     @property
@@ -131,6 +132,17 @@ def is_checkpoint(files: set[str]) -> bool:
     """Whether a folder with these files is a full checkpoint, and no adapter."""
     adapter = CONFIG in files or any(name in files for name in WEIGHTS)
     return not adapter and MODEL_CONFIG in files and any(name in files for name in MODEL_WEIGHTS)
+
+
+def shards_below(folder: str | Path) -> list[Path]:
+    """A model's weights that its index names in folders below its own."""
+    named = set()
+    for index in Path(folder).glob("*.index.json"):
+        try:
+            named |= {name for name in json.loads(index.read_bytes())["weight_map"].values() if "/" in name}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # whoever loads the model says what is wrong
+    return [Path(folder) / name for name in sorted(named) if (Path(folder) / name).is_file()]
 
 
 def check_tokenizer(adapter: Adapter, tokenizer) -> None:
@@ -182,6 +194,8 @@ def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
     """
     if not Path(checkpoint_dir).is_dir():
         raise InputError(f"the checkpoint folder {shown(checkpoint_dir)} does not exist; set checkpoint_dir")
+    if _as_utf8(checkpoint_dir) != str(checkpoint_dir):
+        raise InputError(f"the name of the checkpoint folder {_as_utf8(checkpoint_dir)} is not UTF-8; rename it")
     found, seen = [], set()
     for folder, subfolders, files in os.walk(checkpoint_dir, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -191,7 +205,7 @@ def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
             continue
         seen.add(real)
         if CONFIG in files or any(name in files for name in WEIGHTS) or is_checkpoint(set(files)):
-            found.append(folder)
+            found.append(_as_utf8(folder))  # not there under this name, if it is not UTF-8: listed, and refused
     return sorted(found)
 
 
@@ -270,6 +284,10 @@ def _read_labels(root: Path) -> dict[str, str] | None:
         if labels.setdefault(os.path.abspath(root / path), domain) != domain:
             raise InputError(f"{shown(file)} gives {path} two domains; keep one of the rows")
     return labels
+
+
+def _as_utf8(path: str | Path) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _targets_in_short(targets) -> str:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import orthogonal_procrustes
+from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_samples
 from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.preprocessing import normalize
 
 from .adapters import UNKNOWN
 
@@ -39,22 +41,33 @@ def centered(deltas: np.ndarray) -> np.ndarray:
 
 
 def silhouette(deltas: np.ndarray, domains) -> Silhouette:
-    """How well the domains part: the silhouette (Rousseeuw 1987) with cosine distance, -1 to 1, by scikit-learn.
+    """How well the domains part: the silhouette (Rousseeuw 1987) with cosine distance, -1 to 1.
 
-    Left out are adapters without a label. It needs two domains, and one of them with two adapters.
+    Left out are adapters without a label. It needs two domains, and one of them with two adapters. As a mean of cosines
+    to a domain is the product with the domain's mean, the pairs are not formed: n adapters take n * domains products.
     """
     domains = np.asarray(domains, dtype=object)
     labelled = domains != UNKNOWN
     samples = np.full(len(domains), np.nan)
-    kinds = len(set(domains[labelled]))
-    if kinds < 2:
-        there = "one domain" if kinds == 1 else "no domain"
+    kinds, own = np.unique(domains[labelled].astype(str), return_inverse=True)
+    if len(kinds) < 2:
+        there = "one domain" if len(kinds) == 1 else "no domain"
         return Silhouette(np.nan, samples, f"A silhouette needs at least two domains; there is {there} here.")
-    if labelled.sum() <= kinds:
+    if labelled.sum() <= len(kinds):
         return Silhouette(np.nan, samples, "A silhouette needs a domain with at least two adapters; each has one here.")
-    # One minus the cosine can come out a rounding below zero, which scikit-learn refuses for precomputed distances.
-    distances = np.clip(1.0 - similarity(deltas[labelled]), 0.0, 2.0)
-    samples[labelled] = silhouette_samples(distances, domains[labelled].astype(str), metric="precomputed")
+    rows = normalize(deltas[labelled].astype(np.float64))
+    member = np.eye(len(kinds))[own]  # (adapters, domains)
+    size, each = member.sum(axis=0), np.arange(len(rows))
+    distances = size - rows @ (member.T @ rows).T  # of each adapter to all of a domain, itself among them: summed
+    within = distances[each, own] - (1.0 - (rows**2).sum(axis=1))  # an adapter is at distance 0 from itself
+    within /= np.maximum(size[own] - 1, 1)
+    distances /= size
+    distances[each, own] = np.inf
+    between = distances.min(axis=1)
+    within[within < 1e-12] = between[between < 1e-12] = 0.0  # rounding
+    larger = np.maximum(within, between)
+    alone = (size[own] == 1) | (larger == 0)
+    samples[labelled] = np.where(alone, 0.0, (between - within) / np.where(alone, 1.0, larger))
     return Silhouette(float(np.nanmean(samples)), samples)
 
 
@@ -82,14 +95,47 @@ def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(deltas)
 
 
+def pca(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components of the deltas' directions (rows scaled to length 1), by scikit-learn.
+
+    Gives a map (adapters, 2) and the share of the variance (2,) of each axis; what too few adapters lack is zero.
+    """
+    points, share = np.zeros((len(deltas), 2)), np.zeros(2)
+    rows = normalize(deltas.astype(np.float64)) if len(deltas) > 1 else np.zeros((1, 1))
+    if np.ptp(rows, axis=0).any():
+        count = min(2, *rows.shape)
+        model = PCA(count, svd_solver="full" if min(rows.shape) < 200 else "arpack", random_state=0)
+        points[:, :count], share[:count] = model.fit_transform(rows), model.explained_variance_ratio_
+    return points, share
+
+
+def turned(points: np.ndarray, to: np.ndarray | None, mirror_only: bool = False) -> np.ndarray:
+    """A map (adapters, 2) turned and mirrored (`mirror_only`: its axes kept) to lie as the map `to` does, if it can.
+
+    Distances stay as they are: what a map cannot say, which side is up, is taken from the map before it.
+    """
+    if to is None or to.shape != points.shape:
+        return points
+    if mirror_only:
+        return points * np.where((points * to).sum(axis=0) < 0, -1.0, 1.0)
+    return points @ orthogonal_procrustes(points, to)[0]
+
+
+def nearest(cosines: np.ndarray, k: int) -> np.ndarray:
+    """Each row's `k` nearest others, (adapters, k) indices, the nearest first; of equally near ones the first."""
+    others = -cosines.copy()
+    np.fill_diagonal(others, np.inf)
+    return np.argsort(others, axis=1, kind="stable")[:, : max(0, min(k, len(cosines) - 1))]
+
+
 def neighbours(deltas: np.ndarray, names, k: int = 3) -> pd.DataFrame:
     """The `k` nearest other adapters of each by cosine: columns adapter, rank, neighbour, cosine."""
     cosines = similarity(deltas)
-    np.fill_diagonal(cosines, -np.inf)
-    rows = []
-    for i, name in enumerate(names):
-        for rank, j in enumerate(np.argsort(-cosines[i], kind="stable")[: min(k, len(names) - 1)], start=1):
-            rows.append((name, rank, names[j], cosines[i, j]))
+    rows = [
+        (names[i], rank, names[j], cosines[i, j])
+        for i, others in enumerate(nearest(cosines, k))
+        for rank, j in enumerate(others, start=1)
+    ]
     return pd.DataFrame(rows, columns=["adapter", "rank", "neighbour", "cosine"])
 
 

@@ -83,12 +83,18 @@ class StatesOnDisk:
         probes, layers, hidden = self.shape
         column, row = range(layers)[column], hidden * 4  # bytes
         out = np.empty((probes, hidden), np.float32)
-        with open(self._file, "rb") as stream:
+        with self._opened() as stream:
             for probe in range(probes):
                 stream.seek(self._start + (probe * layers + column) * row)
                 if stream.readinto(out[probe]) != row:
                     return None
         return out if checksum(out) == self._crcs[column] else None
+
+    def _opened(self):
+        try:
+            return open(self._file, "rb")
+        except OSError as error:
+            raise InputError(f"cannot read {shown(self._file)} ({error.strerror})") from error
 
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], int | np.integer):
@@ -99,7 +105,9 @@ class StatesOnDisk:
         self._check_owner()
         try:
             states = np.load(self._file, allow_pickle=False)
-        except Exception:
+        except (OSError, MemoryError) as error:  # no sign of damage
+            raise InputError(f"cannot read {shown(self._file)} ({error})") from error
+        except Exception:  # numpy raises many kinds for a damaged file
             states = None
         if states is None or states.shape != self.shape or states.dtype != np.float32:
             self._give_up()
@@ -119,7 +127,7 @@ class StatesOnDisk:
             todo = "remove it"
         else:
             todo = "it has been removed"
-        raise InputError(f"{shown(self._file)} is damaged; {todo}, and compute the deltas again: only it is missing")
+        raise InputError(f"{shown(self._file)} is damaged; {todo}, and compute the deltas again: the others are kept")
 
 
 @functools.cache

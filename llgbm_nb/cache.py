@@ -10,16 +10,17 @@ known by its fingerprint.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from .adapters import Adapter
+from .adapters import Adapter, same_base
 from .arrays import StatesOnDisk
 from .errors import InputError
-from .paths import read_checked, shown, stamps
+from .paths import read_all_anew, read_checked, shown, stamps
 from .store import BASE, FORMAT, Store, public
 
 
@@ -51,7 +52,8 @@ def open_cache(cache_dir: str | Path, config: dict) -> "DeltaCache":
     """
     keyed = _keyed(config)
     digest = hashlib.sha256(json.dumps([FORMAT, keyed], sort_keys=True).encode()).hexdigest()[:12]
-    cache = DeltaCache(Path(cache_dir) / f"{config['probe_type']}-{digest}")
+    name = re.sub(r"[^\w.-]", "_", config["probe_type"])[:60]
+    cache = DeltaCache(Path(cache_dir) / f"{name}-{digest}")
     if _keyed(cache.config) != keyed:
         cache.save_config(config)
     return cache
@@ -69,7 +71,7 @@ class DeltaCache:
     """
 
     def __init__(self, cache_dir: str | Path = "deltas"):
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = Path(os.path.abspath(cache_dir))
         self._store = Store(self.cache_dir)
         self._aside: list[str] = []  # ids of entries whose path was given to another adapter
 
@@ -164,8 +166,12 @@ class DeltaCache:
         Without a valid and whole entry nothing happens. Raises InputError if the states turn out to be damaged.
         """
         path, (key, entry) = str(adapter_path), self._valid(adapter_path)
+        if entry and entry["path"] == path:
+            if not about.items() <= entry.items():
+                self._store.change(key, entry, **about)
+            return
         mean = entry and self._store.mean(key, entry)
-        if mean is None or (about | {"path": path}).items() <= entry.items():
+        if mean is None:
             return
         states = self._store.states(key, entry)
         computed = ("path", "file", "norm", "shape", "fingerprint")
@@ -177,7 +183,7 @@ class DeltaCache:
             self._index[1][replaced["fingerprint"]] = aside = self._store.set_aside(own)
             self._aside.append(aside)
         self.save_delta(path, mean, states, entry["fingerprint"], **about)
-        if entry["path"] != path and not os.path.isdir(entry["absolute_path"]):  # it was moved
+        if not os.path.isdir(entry["absolute_path"]):  # it was moved
             self._store.drop([key])
             self._index[0].pop(entry["absolute_path"], None)
 
@@ -188,8 +194,8 @@ class DeltaCache:
 
     def get_all_deltas(self) -> dict[str, np.ndarray]:
         """{adapter path: Delta(M, B)} of every entry that counts."""
-        paths = [entry["path"] for entry in self.entries().values()]
-        deltas = {path: self.get_delta(path) for path in paths}
+        entries = self._store.entries().values()
+        deltas = {entry["path"]: self.get_delta(entry["absolute_path"]) for entry in entries}
         return {path: delta for path, delta in deltas.items() if delta is not None}
 
     def entries(self) -> dict[str, dict]:
@@ -209,16 +215,21 @@ class DeltaCache:
 
         Nothing is changed; what is damaged or of a changed adapter is computed anew by the next run.
         """
+        read_all_anew()
         wrong = self._store.problems()
         for entry in self._store.entries().values():
             if not os.path.isdir(entry["absolute_path"]):
                 wrong.append((entry, Path(entry["path"]), "the adapter is gone"))
-            elif _fingerprint(entry["path"]) != entry["fingerprint"]:
+            elif _fingerprint(entry["absolute_path"]) != entry["fingerprint"]:
                 wrong.append((entry, Path(entry["path"]), "the adapter has changed since"))
         return [{"path": e.get("path", ""), "file": shown(file), "problem": problem} for e, file, problem in wrong]
 
     def prune(self) -> list[str]:
-        """Drop the entries whose adapter's folder is gone, and what killed writers left; gives the adapters' paths."""
+        """Drop the entries whose adapter's folder is gone, and what killed writers left; gives the adapters' paths.
+
+        Raises InputError if the folder is no cache.
+        """
+        self._check_cache()
         entries = self._store.entries()
         gone = {key: e["path"] for key, e in entries.items() if not os.path.isdir(e["absolute_path"])}
         self._drop(gone)
@@ -236,19 +247,23 @@ class DeltaCache:
 
         Raises InputError if the folder is no cache, or one of another configuration.
         """
-        if not (self.cache_dir / "config.json").is_file():
-            raise InputError(f"{shown(self.cache_dir)} is no cache, it has no config.json; nothing was removed")
+        self._check_cache()
         if self.config != config:
             raise InputError(f"{shown(self.cache_dir)} is the cache of another configuration; nothing was removed")
         self._store.clear()
         self.__dict__.pop("_index", None)
+
+    def _check_cache(self) -> None:
+        if not self._store.is_cache:
+            raise InputError(f"{shown(self.cache_dir)} is no cache, its config.json is not ours; nothing was removed")
 
     def earlier_weights(self) -> list[str]:
         """A sentence for each cache beside this one that differs in the base's weights alone: they have changed."""
         ours, found = self.config, []
         for file in sorted(self.cache_dir.parent.glob("*/config.json")):
             theirs = (read_checked(file) or {}).get("config", {})
-            same = {**theirs, "base_fingerprint": ""} == {**ours, "base_fingerprint": ""}
+            other = {"base_fingerprint": "", "base_model": ""}
+            same = {**theirs, **other} == {**ours, **other} and same_base(theirs["base_model"], ours["base_model"])
             if same and theirs["base_fingerprint"] != ours["base_fingerprint"]:
                 found.append(
                     f"the files of the base {ours['base_model']} have changed since {shown(file.parent)} was computed; "

@@ -6,6 +6,7 @@ One adapter that cannot be measured never stops a run: it is listed with its rea
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import pandas as pd
 from transformers import AutoConfig
 
 from .activations import (
+    BaseModel,
     base_fingerprint,
     base_folder,
     difference_dtype,
@@ -31,6 +33,7 @@ from .adapters import Adapter, base_of, find_adapters, same_base
 from .cache import DeltaCache, configuration, open_cache
 from .engine import Engine, Measured
 from .errors import InputError
+from .paths import looks
 from .peft_adapter import BaseChanged, adapted_states, applied
 
 
@@ -68,11 +71,16 @@ class DeltaSet:
 
         Negative layers count from the deepest one that was computed. Raises InputError for one that was not.
         """
+        states = self.differences_at(layer)
+        return mean_over_probes(states.swapaxes(0, 1)[slice(None) if probes is None else list(probes)])
+
+    def differences_at(self, layer: int) -> np.ndarray:
+        """a(M) - a(B) of every adapter at `layer`, float32 (adapters, probes, hidden); other layers are not read."""
         column = self._column(layer)
-        states = [each[:, column] if probes is None else each[:, column][list(probes)] for each in self.differences]
-        if not states:
-            return np.zeros((0, self.base.shape[-1]), np.float32)
-        return np.stack([mean_over_probes(each) for each in states])
+        out = np.empty((len(self), len(self.probes), self.base.shape[-1]), np.float32)
+        for adapter, each in enumerate(self.differences):
+            out[adapter] = each[:, column]
+        return out
 
     def to_dataframe(self, layer: int = -1) -> pd.DataFrame:
         """A row per adapter: name, path, domain, kind, norm and delta (float32 (hidden,) in each cell).
@@ -128,7 +136,7 @@ def compute_base(
     cache, _ = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype, "all", trust_remote_code)
     states = None if force_recompute else cache.get_base_activations()
     if states is None:
-        base = load_base(base_model, dtype, device, trust_remote_code)
+        base = _load_base(cache, base_model, dtype, device, trust_remote_code)
         states = last_token_states(base.model, tokenize(base.tokenizer, probes, max_length), base.device)
         _keep_base(cache, states)
     return states, cache
@@ -157,7 +165,10 @@ def compute_deltas(
     base_model = str(base_model) or base_of(adapters)
     cache, numbers = _cache_for(base_model, probes, cache_dir, probe_type, max_length, dtype, layers, trust_remote_code)
 
-    records, found, missing = {}, {}, []
+    if len({os.path.abspath(adapter.path) for adapter in adapters}) < len(adapters):
+        raise InputError("the list of adapters names one folder twice; name each once")
+
+    records, found, missing, before = {}, {}, [], {}
 
     def record(adapter: Adapter, status: str, seconds: float, route: str = "", delta=None, reason: str = "") -> None:
         records[adapter.path] = {
@@ -169,12 +180,13 @@ def compute_deltas(
 
     for adapter in adapters:
         start = time.perf_counter()
-        if reason := _other_base(adapter, base_model):
+        if reason := _unusable(adapter, base_model):
             record(adapter, "failed", time.perf_counter() - start, reason=reason)
             continue
         kept = None if force_recompute else _kept(cache, adapter)
         if kept is None:
-            missing.append(adapter)
+            missing.append(Adapter(adapter.path, adapter.name, adapter.domain))  # nothing of it has been read yet
+            before[adapter.path] = _looks(missing[-1])
         else:
             delta, differences, route = kept
             found[adapter.path] = adapter, differences
@@ -186,7 +198,7 @@ def compute_deltas(
         if not force_recompute:
             cache.forget(adapter.path for adapter in missing)  # of other files, or damaged
         engine = Engine(
-            lambda: load_base(base_model, dtype, device, trust_remote_code), probes, max_length, layers=numbers,
+            lambda: _load_base(cache, base_model, dtype, device, trust_remote_code), probes, max_length, layers=numbers,
             difference=difference_dtype(dtype), adapters_per_pass=adapters_per_pass,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
@@ -197,14 +209,15 @@ def compute_deltas(
         try:
             for measured in engine.measure(missing):
                 adapter, delta, reason = measured.adapter, None, measured.reason
-                if measured.differences is not None:
+                look, differences = before[adapter.path], None
+                if measured.differences is not None and look is not None and look == _looks(adapter):
                     delta = mean_over_probes(measured.differences[:, -1])
-                    _keep(cache, measured, delta)
+                    _keep(cache, measured, delta, look[0])
                     differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
-                    if differences is None:
-                        delta, reason = None, "its files changed while it was measured; run again"
-                    else:
-                        found[adapter.path] = adapter, differences
+                    found[adapter.path] = adapter, differences
+                if differences is None and not reason:
+                    delta, reason = None, "its files changed while it was measured; run again"
+                    found.pop(adapter.path, None)
                 record(adapter, "failed" if reason else "computed", measured.seconds, measured.route, delta, reason)
         finally:
             cache.write_manifest()
@@ -224,10 +237,8 @@ def _kept(cache: DeltaCache, adapter: Adapter) -> tuple | None:
     """An adapter's delta, differences and route from the cache, where it has an entry of its own from now on."""
     found, about = cache.look_up(adapter.path), dict(name=adapter.name, domain=adapter.domain, kind=adapter.kind)
     if found and not (about | {"path": adapter.path}).items() <= found[0].items():  # moved, or with another label
-        try:
+        with contextlib.suppress(InputError):  # damaged in the middle, and so gone now; or it cannot be written
             cache.adopt(adapter.path, **about)
-        except InputError:  # damaged in the middle: computed anew
-            return None
         found = cache.look_up(adapter.path)
     return found and (found[1], found[2], found[0].get("route", ""))
 
@@ -243,10 +254,29 @@ def _moved(kept: np.ndarray, now: np.ndarray) -> list[str]:
     ]
 
 
-def _keep(cache: DeltaCache, measured: Measured, delta: np.ndarray) -> None:
+def _looks(adapter: Adapter) -> tuple | None:
+    """Fingerprint and looks of an adapter's files: who finds the same before and after has read what they are of."""
+    try:
+        return adapter.fingerprint, looks(adapter.files)
+    except (InputError, OSError):
+        return None
+
+
+def _load_base(cache: DeltaCache, base_model: str, *options) -> BaseModel:
+    base = load_base(base_model, *options)
+    if base_fingerprint(base_model, _memo(cache)) != cache.config["base_fingerprint"]:
+        raise InputError(f"the files of the base {base_model!r} changed while it was loaded; run again")
+    return base
+
+
+def _memo(cache: DeltaCache) -> Path:
+    return cache.cache_dir.parent / "files.json"
+
+
+def _keep(cache: DeltaCache, measured: Measured, delta: np.ndarray, fingerprint: str) -> None:
     adapter = measured.adapter
     cache.save_delta(
-        adapter.path, delta, measured.differences, measured.fingerprint, name=adapter.name, domain=adapter.domain,
+        adapter.path, delta, measured.differences, fingerprint, name=adapter.name, domain=adapter.domain,
         kind=adapter.kind, route=measured.route, passes=measured.shape,
     )  # fmt: skip
 
@@ -295,7 +325,9 @@ def _keep_base(cache: DeltaCache, states: np.ndarray) -> None:
     cache.save_base_activation(mean_over_probes(states[:, -1]), states)
 
 
-def _other_base(adapter: Adapter, base_model: str) -> str:
+def _unusable(adapter: Adapter, base_model: str) -> str:
+    if "\N{REPLACEMENT CHARACTER}" in adapter.path and not os.path.isdir(adapter.path):
+        return "the name of its folder is not UTF-8; rename it"
     try:
         if not adapter.base_model or same_base(adapter.base_model, base_model):
             return ""

@@ -46,7 +46,6 @@ class Measured:
     seconds: float
     differences: np.ndarray | None = None
     reason: str = ""
-    fingerprint: str | None = None
     shape: str = ""  # of the pass: "2 adapters x 182 tokens"
 
 
@@ -105,7 +104,7 @@ class Engine:
                 if config is None or not is_plain(config) or not self._has_twin():
                     others.append(adapter)
                     continue
-                ahead.append((adapter, config, reader.submit(_read, adapter)))
+                ahead.append((adapter, config, reader.submit(adapter.read_tensors)))
                 if len(ahead) > self._copies:
                     yield from self._next_plain(ahead, others)
             while ahead:
@@ -114,7 +113,7 @@ class Engine:
     def _next_plain(self, ahead: deque, others: list[Adapter]) -> Iterator["Measured | _Plain"]:
         adapter, config, reading = ahead.popleft()
         try:
-            fingerprint, tensors = reading.result()
+            tensors = reading.result()
             check_tokenizer(adapter, self._base.tokenizer)
             lora = self._read_lora(config, tensors)
         except InputError as error:
@@ -125,7 +124,7 @@ class Engine:
             if lora is None:
                 others.append(adapter)
             else:
-                yield _Plain(adapter, fingerprint, lora)
+                yield _Plain(adapter, lora)
 
     def _blocks(self, plain: Iterator, others: list[Adapter]) -> Iterator[list]:
         """All adapters that see the probes before the next base pass: one group, or many if the probes are split."""
@@ -183,7 +182,7 @@ class Engine:
                 )
             except InputError as error:
                 differences, reason = None, str(error)
-            yield Measured(each.adapter, STACKED, seconds, differences, reason, each.fingerprint, shape)
+            yield Measured(each.adapter, STACKED, seconds, differences, reason, shape)
 
     def _halve(self, block: list, others: list[Adapter]) -> Iterator[Measured]:
         if self._copies == 1:
@@ -317,9 +316,9 @@ class Engine:
 
     def _measure_alone(self, adapter: Adapter) -> Measured:
         start, route = time.perf_counter(), FULL if adapter.is_checkpoint else PEFT
-        differences, reason, fingerprint, spoiled = None, "it changed the base and could not be measured", None, True
+        differences, reason, spoiled = None, "it changed the base and could not be measured", True
         try:
-            fingerprint = adapter.fingerprint
+            _ = adapter.files  # says what is missing
             if adapter.is_checkpoint:
                 spoiled = False  # it is a model of its own
                 model = load_checkpoint(adapter, self._base, self._trust)
@@ -345,7 +344,7 @@ class Engine:
         seconds = time.perf_counter() - start
         if differences is None:
             return Measured(adapter, route, seconds, reason=reason)
-        return Measured(adapter, route, seconds, differences, "", fingerprint, f"{len(self._ids)} probes")
+        return Measured(adapter, route, seconds, differences, "", f"{len(self._ids)} probes")
 
     def _base_as(self, adapter: Adapter) -> np.ndarray:
         """a(B) at all layers, in passes of the shape that PEFT's kind of adapter is measured in."""
@@ -387,7 +386,6 @@ def _of_glibc(function: str):
 @dataclass(frozen=True)
 class _Plain:
     adapter: Adapter
-    fingerprint: str
     lora: Lora
 
 
@@ -397,11 +395,6 @@ def _config(adapter: Adapter):
         return read_config(adapter)
     except InputError:  # the way through PEFT says it again
         return None
-
-
-def _read(adapter: Adapter) -> tuple[str, dict]:
-    fingerprint = adapter.fingerprint
-    return fingerprint, adapter.read_tensors()
 
 
 def _chunks(packs: list, tokens: float) -> list[list]:

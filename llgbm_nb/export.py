@@ -25,6 +25,12 @@ def export_for_training(run: DeltaRun, checkpoint_dir: str | Path) -> tuple[Path
     Raises InputError if one cannot be written, or if `checkpoint_dir` has a manifest.json of another program.
     """
     deltas, found, config = Path(run.cache.cache_dir), run.delta_set, run.cache.config
+    if not config:
+        raise InputError(f"{shown(deltas)} is no cache any more; compute the deltas again")
+    if len(set(found.names)) < len(found):
+        name = next(name for name in found.names if found.names.count(name) > 1)
+        raise InputError(f"two adapters are called {name!r}; a trainer finds them by name, so give each its own")
+    found.deltas()  # refuses if the cache has others by now
     tokenizer = load_tokenizer(run.base_model, run.trust_remote_code)
     ids = tokenize(tokenizer, list(found.probes), config["max_length"])
     probes = [{"text": text, "token_ids": tokens} for text, tokens in zip(found.probes, ids, strict=True)]

@@ -149,6 +149,11 @@ def tsne_map(points: np.ndarray | None, names, domains, score: Silhouette):
     """The t-SNE map, coloured by domain; `points` is (adapters, 2) or None."""
     if points is None:
         return _sentence(f"A t-SNE map needs at least four adapters; there are {len(names)} here.")
+    return projection_map(points, names, domains, score, ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"))
+
+
+def projection_map(points, names, domains, score: Silhouette, axes: tuple[str, str], where: str = "at the last layer"):
+    """A map of any projection, (adapters, 2), with the titles of its axes, coloured by domain."""
     domains = np.asarray(domains, dtype=object)
     figure = _new_figure(7.2, 4.8)
     axis = figure.add_subplot()
@@ -165,9 +170,9 @@ def tsne_map(points: np.ndarray | None, names, domains, score: Silhouette):
             lw=0.4,
         )
     axis.legend(title="domain", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+    axis.set(xticks=[], yticks=[], xlabel=axes[0], ylabel=axes[1])
     axis.margins(0.12)
-    finding = score.note or f"silhouette by domain {score.score:.2f} at the last layer"
+    finding = score.note or f"silhouette by domain {score.score:.2f} {where}"
     axis.set_title("\n".join(textwrap.wrap(f"Map of {len(names)} adapters: {finding}", 90)))
     sns.despine(figure)
     if len(names) <= MAP_LABELS:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -51,9 +51,9 @@ def read_checked(file: Path) -> dict | None:
         return None
 
 
-def write_checked(file: Path, content: dict) -> None:
+def write_checked(file: Path, content: dict, indent: int | None = None) -> None:
     """Write `content` as JSON with a checksum of it, whole or not at all; folders are made."""
-    text = json.dumps(content | {"check": _check(content)}, ensure_ascii=False) + "\n"
+    text = json.dumps(content | {"check": _check(content)}, ensure_ascii=False, indent=indent) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda stream: stream.write(text.encode()))
 
@@ -90,17 +90,27 @@ def stamps(files: Iterable[str | Path]) -> dict[str, list[int]] | None:
 
     None if one was touched so lately that a further change might not show.
     """
-    found = {Path(file).name: _stamp(file) for file in files}
-    return {name: list(stamp) for name, stamp in found.items()} if all(map(_is_settled, found.values())) else None
+    found = looks(files)
+    return found if all(map(_is_settled, found.values())) else None
 
 
-def _stamp(file: str | Path) -> tuple[int, int, int]:
+def looks(files: Iterable[str | Path]) -> dict[str, list[int]]:
+    """{name: size, times of the last changes, number of the file} of `files`."""
+    return {Path(file).name: list(_stamp(file)) for file in files}
+
+
+def read_all_anew() -> None:
+    """Have `files_fingerprint` read every file once more, however it looks."""
+    _file_digest.cache_clear()
+
+
+def _stamp(file: str | Path) -> tuple[int, int, int, int]:
     stat = os.stat(file)
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino  # two that were renamed differ in the last
 
 
-def _is_settled(stamp: tuple) -> bool:
-    return max(stamp[1:]) < time.time_ns() - SETTLED_NS
+def _is_settled(stamp: Sequence[int]) -> bool:
+    return max(stamp[1:3]) < time.time_ns() - SETTLED_NS
 
 
 @cache

@@ -13,6 +13,7 @@ of what an adapter is.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -25,12 +26,18 @@ from filelock import FileLock, Timeout
 
 from .arrays import StatesOnDisk, checksum, checksums_by_layer, read_array, write_array
 from .errors import InputError
-from .paths import read_checked, shown, write_checked, write_whole
+from .paths import read_checked, shown, write_checked
 
 FORMAT = 2  # counts up when an older program could not read a folder
 BASE = "base"  # the base's id
 LOCK_SECONDS = 60  # how long another writer may keep the folder to itself
 SAVES_PER_MANIFEST = 16  # with n entries, the manifest is written again after 1 + n / 16 more
+#: Names of files that a writer of ours leaves when it is killed.
+_LEFTOVER = re.compile(
+    r"\.(config|manifest|delta_manifest|probes)\.json\..*\.part"
+    r"|\.(base|base_activation|[0-9a-f]{12})\.(npy|json)\..*\.part"
+    r"|\.{1,2}\d+-[0-9a-f]{12}\.part\.(npy|json)(\..*\.part)?"
+)
 _INTERNAL = ("absolute_path", "stamps", "crc", "activations")  # of an entry: not for other programs
 
 
@@ -48,6 +55,11 @@ class Store:
     @property
     def config(self) -> dict:
         return (read_checked(self.folder / "config.json") or {}).get("config", {})
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether the folder was made by `save` or `save_config`."""
+        return "config" in (read_checked(self.folder / "config.json") or {})
 
     def save_config(self, config: dict) -> None:
         with self.lock():
@@ -92,7 +104,7 @@ class Store:
             names = sorted(os.listdir(self.folder / "entries"))
         except OSError:
             return []
-        return [name.removesuffix(".json") for name in names if not name.startswith((".", f"{BASE}."))]
+        return [name.removesuffix(".json") for name in names if re.fullmatch(r"[0-9a-f]{12}\.json", name)]
 
     def save(self, key: str, entry: dict, mean: np.ndarray, states: np.ndarray | None) -> None:
         """Write the arrays and then the entry, to which norm, shape and checksums are added."""
@@ -117,6 +129,7 @@ class Store:
         with contextlib.suppress(InputError), self.lock():
             if self.entry(key) == entry:
                 write_checked(self._entry_file(key), entry | changes)
+                self.pending += not changes.keys() <= set(_INTERNAL)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Remove entries and their arrays."""
@@ -136,6 +149,7 @@ class Store:
             for place in (self.activations, self.array):
                 if place(key).exists():
                     os.replace(place(key), place(aside))
+                    os.utime(place(aside))  # it is young, for who looks for leftovers
             write_checked(self._entry_file(aside), entry)
             self._entry_file(key).unlink(missing_ok=True)
         return aside
@@ -160,8 +174,7 @@ class Store:
             return
         with self.lock():  # who comes later sees all that was there before
             content = {"format": FORMAT, "config": self.config, "adapters": self.listed()}
-            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-            write_whole(file, lambda stream: stream.write(text.encode()))
+            write_checked(file, content, indent=1)
         self.pending, self._entries_before = 0, len(content["adapters"])
 
     def _is_current(self, file: Path) -> bool:
@@ -170,8 +183,9 @@ class Store:
             sources = [other for other in (self.folder / "entries", self.folder / "config.json") if other.exists()]
             if any(other.stat().st_mtime_ns >= written for other in sources):
                 return False
-            return len(json.loads(file.read_bytes())["adapters"]) == len(self.keys())
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            content = read_checked(file)
+            return content is not None and len(content["adapters"]) == len(self.keys())
+        except OSError:
             return False
 
     # -- keeping house -------------------------------------------------------------------------------------------------
@@ -194,7 +208,9 @@ class Store:
                     wrong.append((entry, self.activations(key), "missing or damaged"))
                 elif mean is not None and not np.array_equal(states[:, -1].mean(axis=0, dtype=np.float32), mean):
                     wrong.append((entry, self.array(key), "not the mean of its activations"))
-        wrong += [({}, file, "no entry names it") for file in sorted(self.folder.glob("[!.]*.npy")) if file not in known]
+        wrong += [
+            ({}, file, "no entry names it") for file in sorted(self.folder.glob("[!.]*.npy")) if file not in known
+        ]
         file = self.folder / "manifest.json"
         try:
             same = json.loads(file.read_bytes())["adapters"] == json.loads(json.dumps(self.listed()))
@@ -203,11 +219,16 @@ class Store:
         return wrong if same else [*wrong, ({}, file, "it does not list these entries")]
 
     def remove_leftovers(self, seconds: float = 3600) -> None:
-        """Remove what writers that were killed left half-written, at least `seconds` ago."""
-        for file in [*self.folder.rglob(".*.part"), *self.folder.rglob(".*.part.*")]:
-            with contextlib.suppress(OSError):
-                if time.time() - file.stat().st_mtime > seconds:
-                    file.unlink()
+        """Remove what writers that were killed left at least `seconds` ago: half-written files, and arrays that no
+        entry names."""
+        for folder in (self.folder, self.folder / "entries", self.folder / "activations"):
+            for file in folder.glob("*") if folder.is_dir() else ():
+                array = re.fullmatch(r"([0-9a-f]{12})\.npy", file.name)
+                if not _LEFTOVER.fullmatch(file.name) and not (array and self.entry(array[1]) is None):
+                    continue
+                with contextlib.suppress(OSError):
+                    if time.time() - file.stat().st_mtime > seconds:
+                        file.unlink()
 
     def clear(self) -> None:
         """Remove all files of the cache, and the folder if nothing else lies in it."""
@@ -233,9 +254,9 @@ class Store:
                 f"another program has kept {shown(self.folder)} locked for {LOCK_SECONDS} s; end it and run again"
             ) from error
         except OSError as error:
-            raise InputError(
-                f"cannot write into the cache {shown(self.folder)} ({error.strerror}); make room, or set cache_dir"
-            ) from error
+            file = shown(error.filename2 or error.filename or self.folder)
+            todo = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+            raise InputError(f"cannot write {file} ({error.strerror}); {todo}, or set cache_dir") from error
 
     def _check_version(self, file: Path) -> None:
         try:

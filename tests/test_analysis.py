@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
-from sklearn.metrics import silhouette_score
+from scipy.spatial.distance import pdist
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_samples
 
 from llgbm_nb import analysis
 from llgbm_nb.deltas import DeltaSet
@@ -29,11 +31,20 @@ def test_similarity_is_the_cosine_and_blind_to_length():
     assert (np.diag(ours) == 1).all()
 
 
-def test_silhouette_equals_scikit_learns():
-    deltas, domains = planted(noise=1.0)
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 1.0, 10.0])
+def test_silhouette_equals_scikit_learns(noise):
+    deltas, domains = planted(noise=noise)
+    domains[0] = "alone"
+    deltas[5] = 0  # similar to nothing, not even another zero
+    distances = np.clip(1 - analysis.similarity(deltas), 0, 2)
     score = analysis.silhouette(deltas, domains)
-    assert score.score == pytest.approx(silhouette_score(deltas, domains, metric="cosine"), abs=1e-6)
+    expected = silhouette_samples(distances, domains, metric="precomputed")
+    np.testing.assert_allclose(score.samples, expected, atol=1e-9)
     assert score.score == pytest.approx(score.samples.mean()) and score.note == ""
+
+
+def test_copies_of_one_adapter_in_all_domains_have_a_silhouette_of_zero():
+    assert analysis.silhouette(np.ones((6, 7), np.float32) / 3, list("aabbcc")).score == 0
 
 
 def test_planted_clusters_are_found_and_shuffled_labels_are_not():
@@ -150,3 +161,43 @@ def test_the_table_has_a_reason_only_where_something_failed():
 def test_label_text():
     assert analysis.label_text(["b", "a", "b"]) == "Domains: a 1, b 2"
     assert "2 without a label" in analysis.label_text(["unknown", "a", "unknown"])
+
+
+def test_pca_shows_a_plane_as_it_is_and_the_share_of_each_axis():
+    angles = np.linspace(0, 1, 9)
+    rows = np.c_[np.cos(angles), np.sin(angles), np.zeros((9, 3))] @ np.linalg.qr(RNG.normal(size=(5, 5)))[0]
+    points, share = analysis.pca(rows * np.arange(1, 10)[:, None])  # lengths do not count
+    np.testing.assert_allclose(pdist(points), pdist(rows), atol=1e-9)
+    assert share.sum() == pytest.approx(1) and share[0] > share[1] > 0
+
+
+def test_both_ways_to_pca_agree(monkeypatch):
+    deltas, _ = planted(per_domain=80, size=250)
+    points, share = analysis.pca(deltas)  # arpack
+    monkeypatch.setattr(analysis, "PCA", lambda count, svd_solver, random_state: PCA(count, svd_solver="full"))
+    full, full_share = analysis.pca(deltas)
+    np.testing.assert_allclose(analysis.turned(points, full, mirror_only=True), full, atol=1e-9)
+    np.testing.assert_allclose(share, full_share)
+
+
+@pytest.mark.parametrize("deltas", [np.zeros((0, 4)), np.ones((1, 4)), np.ones((3, 4)), np.zeros((5, 4))], ids=str)
+def test_pca_of_nothing_to_see_is_zero(deltas):
+    points, share = analysis.pca(deltas)
+    assert points.shape == (len(deltas), 2) and not points.any() and not share.any()
+
+
+def test_a_map_is_turned_to_lie_as_another():
+    points, mirrored = RNG.normal(size=(9, 2)), np.array([-1, 1])
+    turn = np.linalg.qr(RNG.normal(size=(2, 2)))[0]
+    np.testing.assert_allclose(analysis.turned(points @ turn * mirrored, points), points)
+    np.testing.assert_allclose(analysis.turned(points * mirrored, points, mirror_only=True), points)
+    np.testing.assert_array_equal(analysis.turned(points, points[:5]), points)
+
+
+def test_nearest_others():
+    cosines = analysis.similarity(RNG.normal(size=(7, 3)))
+    for row, found in enumerate(analysis.nearest(cosines, 3)):
+        expected = sorted(set(range(7)) - {row}, key=lambda other: -cosines[row, other])[:3]
+        assert list(found) == expected
+    assert analysis.nearest(np.ones((1, 1)), 3).shape == (1, 0)
+    assert analysis.nearest(np.ones((4, 4)), 2).tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -308,13 +309,18 @@ def test_prune_drops_adapters_that_are_gone_and_old_leftovers(cache, adapter):
     keep(cache, adapter)
     keep(cache, other)
     shutil.rmtree(adapter)
-    old, new = cache.cache_dir / ".a.npy.1.part", cache.cache_dir / ".b.npy.2.part"
-    for file in (old, new):
+    ours = [".0123456789ab.npy.1.part", "entries/.0123456789ab.json.x.part", "activations/0123456789ab.npy"]
+    ours = [cache.cache_dir / name for name in (*ours, ".7-0123456789ab.part.npy", ".manifest.json.x_1.part")]
+    theirs = [cache.cache_dir / name for name in (".film.mkv.part", "sub/.0123456789ab.npy.1.part", "thesis.npy")]
+    new = cache.cache_dir / ".fedcba987654.npy.2.part"
+    (cache.cache_dir / "sub").mkdir()
+    for file in (*ours, *theirs, new):
         file.write_text("")
-    os.utime(old, (0, 0))
+        os.utime(file, None if file == new else (0, 0))
     assert cache.prune() == [str(adapter)]
-    assert list(cache.get_all_deltas()) == [str(other)] and not cache.verify()
-    assert new.exists() and not old.exists() and len(list(cache.cache_dir.glob("*.npy"))) == 1
+    assert list(cache.get_all_deltas()) == [str(other)]
+    assert [wrong["problem"] for wrong in cache.verify()] == ["no entry names it"]  # of thesis.npy
+    assert not any(file.exists() for file in ours) and all(file.exists() for file in (*theirs, new))
 
 
 def test_clear_wants_the_configuration_and_leaves_what_is_not_the_caches(cache, adapter, tmp_path):
@@ -356,7 +362,7 @@ def test_a_folder_that_cannot_be_written_still_serves(cache, adapter, monkeypatc
 
     monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
     np.testing.assert_array_equal(DeltaCache(cache.cache_dir).get_differences(adapter), states)
-    with pytest.raises(InputError, match="cannot write into the cache .*Permission denied"):
+    with pytest.raises(InputError, match="cannot write .*Permission denied"):
         keep(cache, adapter)
 
 
@@ -385,3 +391,105 @@ def test_forget_drops_what_is_not_valid_and_nothing_else(cache, adapter):
 
 def _id(path):
     return hashlib.md5(str(path).encode()).hexdigest()[:12]
+
+
+# -- what looks alike and is not, and what is not ours -----------------------------------------------------------------
+
+
+def test_files_of_equal_size_and_times_are_told_apart(cache, adapter, monkeypatch):
+    """Two adapters exchange their names: nothing of a file changes by that but the folder it lies in."""
+    monkeypatch.setattr("llgbm_nb.paths.SETTLED_NS", -(10**18))
+    monkeypatch.setattr("llgbm_nb.paths.os", SimpleNamespace(**vars(os) | {"stat": same_times}))
+    other = another(adapter, "other")
+    (adapter / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text() + "\n")
+    states = {path: keep(cache, path) for path in (adapter, other)}
+    aside = other.rename(other.parent / "aside")
+    adapter.rename(other)
+    aside.rename(adapter)
+    for fresh in (cache, DeltaCache(cache.cache_dir)):
+        np.testing.assert_array_equal(fresh.get_differences(adapter), states[other])
+        np.testing.assert_array_equal(fresh.get_differences(other), states[adapter])
+
+
+def same_times(file):
+    """`os.stat` as if all files had been changed at the same moment."""
+    stat = os.stat(file)
+    return SimpleNamespace(st_size=stat.st_size, st_mtime_ns=1, st_ctime_ns=1, st_ino=stat.st_ino)
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "qwen2"}', "{", '{"format": 2, "config": {}, "check": 1}', "[]"])
+def test_a_folder_that_is_not_ours_is_neither_cleared_nor_pruned(tmp_path, config):
+    folder = tmp_path / "model"
+    (folder / "entries").mkdir(parents=True)
+    files = [folder / name for name in ("0123456789ab.npy", "entries/0123456789ab.json", ".config.json.x.part")]
+    for file in files:
+        file.write_text("")
+        os.utime(file, (0, 0))
+    (folder / "config.json").write_text(config)
+    cache = DeltaCache(folder)
+    for remove in (lambda: cache.clear(cache.config), lambda: cache.clear({}), cache.prune):
+        with pytest.raises(InputError, match="model is no cache.*nothing was removed"):
+            remove()
+    assert all(file.exists() for file in files) and (folder / "config.json").read_text() == config
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_an_array_that_cannot_be_read_now_is_not_taken_for_damaged(cache, adapter, monkeypatch, error):
+    states, out_of = keep(cache, adapter), cache.get_differences(adapter)
+
+    def fail(*arguments, **named):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llgbm_nb.arrays.np.load", fail)
+        with pytest.raises(InputError, match="cannot read .*npy"):
+            np.asarray(out_of)
+        if isinstance(error, OSError):
+            patch.setattr("builtins.open", fail)
+            with pytest.raises(InputError, match="cannot read .*npy"):
+                out_of.layer(0)
+    np.testing.assert_array_equal(out_of, states)
+
+
+def test_a_cache_stays_where_it_is_when_the_working_directory_changes(tmp_path, adapter, monkeypatch):
+    monkeypatch.chdir(adapter.parent)
+    cache = DeltaCache("c")
+    states = keep(cache, "a")
+    monkeypatch.chdir("/")
+    assert cache.summary()["adapters"] == 1 and not cache.verify() and list(cache.get_all_deltas()) == ["a"]
+    np.testing.assert_array_equal(cache.get_differences(adapter), states)
+
+
+def test_a_flipped_bit_in_the_manifest_is_mended(cache, adapter):
+    keep(cache, adapter)
+    cache.write_manifest()
+    file = cache.cache_dir / "manifest.json"
+    good = file.read_text()
+    file.write_text(good.replace('"norm": ', '"norm": 9'))
+    assert [wrong["problem"] for wrong in cache.verify()] == ["it does not list these entries"]
+    DeltaCache(cache.cache_dir).write_manifest()
+    assert file.read_text() == good
+
+
+def test_files_of_others_among_the_entries_are_no_adapters(cache, adapter):
+    keep(cache, adapter)
+    for name in ("notes.txt", "0123456789ab (copy).json", "sub.json"):
+        (cache.cache_dir / "entries" / name).write_text("")
+    cache.write_manifest()
+    assert cache.summary()["adapters"] == 1 and not cache.verify()
+
+
+@pytest.mark.parametrize("probe_type", ["../x", "a/b", "x" * 300, "my probes\0"])
+def test_a_probe_types_name_stays_within_the_cache(tmp_path, probe_type):
+    cache = open_cache(tmp_path / "deltas", configuration(**CONFIG | {"probe_type": probe_type}))
+    assert cache.cache_dir.parent == tmp_path / "deltas" and cache.cache_dir.is_dir()
+
+
+def test_a_file_in_the_way_is_named(tmp_path, adapter):
+    cache = DeltaCache(tmp_path / "c")
+    keep(cache, adapter)
+    file = next(cache.cache_dir.glob("*.npy"))
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(InputError, match=f"cannot write .*{file.name} \\(Is a directory\\); mend that"):
+        keep(cache, adapter)

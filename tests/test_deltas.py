@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import shutil
 
@@ -16,6 +17,7 @@ from llgbm_nb import (
     find_adapter_paths,
     find_adapters,
 )
+from llgbm_nb.adapters import Adapter
 from llgbm_nb.reference import reference_activations, reference_delta
 
 
@@ -354,3 +356,80 @@ def test_a_cache_that_cannot_be_written_can_be_read(zoo, tmp_path, monkeypatch):
 
     monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
     assert compute_deltas(zoo, PROBES, cache_dir=tmp_path).count("cached") == 5
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_that_changes_while_it_is_measured_leaves_nothing_behind(zoo, tmp_path, monkeypatch, name):
+    """Its files are replaced before they are read, and are as before at the next run."""
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    real, [one, other] = Adapter.read_tensors, [copy / "two/all", copy / "two/attention-rslora"]
+    before = (one / name).read_bytes()
+
+    def exchange(adapter):
+        if adapter.path == str(one):
+            changed = before.replace(b'"lora_alpha": 8', b'"lora_alpha": 9')
+            (one / name).write_bytes(changed if "config" in name else (other / name).read_bytes())
+        return real(adapter)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "read_tensors", exchange)
+        run = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    [record] = [record for record in run.records if record["name"] == "all"]
+    assert record["status"] == "failed" and run.count("computed") == 4, run.records
+    (one / name).write_bytes(before)
+    again = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    fresh = compute_deltas(copy, PROBES, cache_dir=tmp_path / "d")
+    assert again.count("computed") == 1 and not again.cache.verify()
+    np.testing.assert_array_equal(again.delta_set.deltas(), fresh.delta_set.deltas())
+
+
+def test_a_base_that_changes_while_it_is_loaded_is_one_sentence(tmp_path, monkeypatch):
+    from llgbm_nb import deltas
+
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "zoo/x/a", base)
+    real = deltas.load_base
+    monkeypatch.setattr(deltas, "load_base", lambda *options: (save_base(base, seed=7), real(*options))[1])
+    with pytest.raises(InputError, match="changed while it was loaded; run again"):
+        compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
+    assert not list((tmp_path / "c").rglob("*.npy"))
+
+
+def test_a_list_with_one_folder_twice_is_one_sentence(zoo, tmp_path):
+    first = find_adapters(zoo)[0]
+    with pytest.raises(InputError, match="names one folder twice"):
+        compute_deltas([first, Adapter(first.path + "/", "again")], PROBES, cache_dir=tmp_path)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_listed_and_the_others_go_on(zoo, tmp_path):
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    os.rename(copy / "one/qv", os.fsencode(copy / "one") + b"/\xff")
+    run = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    [failed] = [record for record in run.records if record["status"] == "failed"]
+    assert failed["reason"] == "the name of its folder is not UTF-8; rename it" and run.count("computed") == 4
+    failed["path"].encode()
+
+
+def test_a_moved_adapter_is_served_from_a_cache_that_cannot_be_written(zoo, tmp_path, monkeypatch):
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    first = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c").delta_set.deltas()
+    (copy / "one").rename(copy / "three")
+
+    def read_only(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
+    again = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    assert again.count("cached") == 5
+    assert sorted(map(bytes, again.delta_set.deltas())) == sorted(map(bytes, first))
+
+
+def test_a_set_outlives_a_run_that_only_gives_new_labels(zoo, tmp_path):
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    first = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c").delta_set
+    (copy / "labels.csv").write_text("path,domain\none/qv,law\n")
+    again = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
+    assert "law" in again.delta_set.domains and again.count("cached") == 5
+    listed = json.loads((again.cache.cache_dir / "manifest.json").read_text())["adapters"].values()
+    assert sorted(entry["domain"] for entry in listed) == ["law", *["unknown"] * 4]
+    np.testing.assert_array_equal(first.deltas(), again.delta_set.deltas())

@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import PROBES, save_adapter
 
 from llgbm_nb import InputError, compute_deltas
 from llgbm_nb.activations import load_tokenizer
+from llgbm_nb.adapters import Adapter
 from llgbm_nb.export import export_for_training
 
 
@@ -61,3 +63,35 @@ def test_a_data_frame_has_a_row_for_each_delta(run):
     assert list(frame.columns) == ["name", "path", "domain", "kind", "norm", "delta"]
     np.testing.assert_array_equal(np.stack(frame["delta"]), run.delta_set.deltas(2))
     assert frame["name"].tolist() == list(run.delta_set.names)
+
+
+def test_a_run_that_is_no_longer_what_the_cache_has_is_not_exported(run, zoo, tmp_path):
+    shutil.copy(zoo / "two/all/adapter_model.safetensors", tmp_path / "zoo/one/broken")  # of another shape
+    weights = tmp_path / "zoo/two/all/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "deltas")
+    with pytest.raises(InputError, match="replaced since these deltas were taken"):
+        export_for_training(run, tmp_path / "out")
+    shutil.rmtree(tmp_path / "zoo/two/all")
+    run.cache.prune()
+    with pytest.raises(InputError, match="replaced since these deltas were taken"):
+        export_for_training(run, tmp_path / "out")
+    run.cache.clear(run.cache.config)
+    with pytest.raises(InputError, match="is no cache any more"):
+        export_for_training(run, tmp_path / "out")
+
+
+def test_adapters_of_one_name_are_one_sentence(run, base, tmp_path):
+    adapters = [Adapter(path, "same") for path in run.delta_set.paths]
+    again = compute_deltas(adapters, PROBES, base_model=str(base), cache_dir=tmp_path / "deltas")
+    with pytest.raises(InputError, match="two adapters are called 'same'"):
+        export_for_training(again, tmp_path / "out")
+
+
+def test_the_table_survives_parquet(run, tmp_path):
+    table = run.delta_set.to_dataframe()
+    table.to_parquet(tmp_path / "deltas.parquet")
+    again = pd.read_parquet(tmp_path / "deltas.parquet")
+    assert list(again["name"]) == list(run.delta_set.names) and list(again["domain"]) == list(run.delta_set.domains)
+    np.testing.assert_array_equal(np.stack(again["delta"]), run.delta_set.deltas())
+    assert again["delta"][0].dtype == np.float32

@@ -1,0 +1,316 @@
+"""The live explorer: a collection's map, its heatmap and its silhouette, with sliders. It computes no deltas.
+
+    explore(delta_set)
+
+Every control is observed, and one Plotly figure is changed in place. There is no `Output` widget: these hang headless
+runs now and then. Run headless, the explorer leaves a picture of its first map.
+"""
+
+import base64
+import html
+import io
+from functools import lru_cache
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+
+from . import figures, maps
+from .analysis import centered, nearest
+from .deltas import DeltaSet, mean_over_probes
+
+MEMORY = 2**30  # bytes of hidden states that are held, so that a change need not read them again
+NAMES = 30  # with more adapters than this, or longer names, the heatmap has none at its edge
+_INK = "#808080"  # readable on light and dark; the style below takes the theme's own where there is one
+_STYLE = """<style>
+.llgbm-explorer .js-plotly-plot :is([class$=tick], .cbaxis, .infolayer) text
+{fill: var(--jp-content-font-color1, #333) !important}
+.llgbm-explorer td, .llgbm-explorer th {padding: 0 .8em 0 0; text-align: left; line-height: 1.5}
+.llgbm-explorer td.n {text-align: right; font-variant-numeric: tabular-nums}
+</style>"""
+
+
+def explore(delta_set: DeltaSet) -> "Explorer":
+    """The explorer of a set of deltas, to be a cell's last value.
+
+    `.layer`, `.probes`, `.projection`, `.center` and `.color` are its controls (ipywidgets), `.select(i)` does what a
+    click on adapter i does, and `.view` holds the numbers of the picture (`maps.View`).
+    """
+    return Explorer(delta_set)
+
+
+class Explorer(widgets.VBox):
+    """See `explore`. Its state is the settings of its controls, the view they give, and which adapter is selected."""
+
+    def __init__(self, delta_set: DeltaSet):
+        self.delta_set = delta_set
+        self.selected: int | None = None
+        self.view: maps.View | None = None
+        numbers = delta_set.layer_numbers or tuple(range(delta_set.layers))
+        one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
+        self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
+        self._tsne = lru_cache(64)(self._map_of)
+        self._order = maps.heatmap_order(delta_set.domains)
+        self._styles = figures.domain_styles(delta_set.domains)
+
+        self.layer = widgets.SelectionSlider(
+            options=[(_layer_name(number, numbers), number) for number in numbers], value=numbers[-1],
+            description="layer", layout=widgets.Layout(width="98%"), style={"description_width": "52px"},
+        )  # fmt: skip
+        self.probes = tuple(
+            widgets.Checkbox(
+                value=True, indent=False, description=f"probe {i + 1}", tooltip=text,
+                layout=widgets.Layout(width="90px"),
+            )
+            for i, text in enumerate(delta_set.probes)
+        )  # fmt: skip
+        self.projection = widgets.ToggleButtons(options=maps.PROJECTIONS, style={"button_width": "70px"})
+        self.center = widgets.Checkbox(
+            description="minus the pool's mean delta", indent=False, layout={"width": "220px"}
+        )
+        self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
+        self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px"})
+        self.figure = go.FigureWidget(self._new_figure(numbers))
+
+        ticks = widgets.HBox(
+            self.probes, layout=widgets.Layout(flex_flow="row wrap", max_height="90px", overflow="auto")
+        )
+        controls = widgets.HBox(
+            [widgets.Label("map"), self.projection, widgets.Label("colour by"), self.color, self.center],
+            layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
+        )
+        super().__init__([widgets.HTML(_STYLE), self.headline, self.layer, ticks, controls, self.figure, self.nearest])
+        self.add_class("llgbm-explorer")
+
+        self.layer.observe(self._on_change, "value")
+        self.projection.observe(self._on_change, "value")
+        self.color.observe(lambda change: self._paint(), "value")
+        for control in (self.center, *self.probes):
+            control.observe(self._on_new_deltas, "value")
+        for trace, mine in zip(self._map, maps.by_domain(delta_set.domains).values(), strict=True):
+            trace.on_click(
+                lambda trace, points, state, mine=mine: points.point_inds and self.select(mine[points.point_inds[0]])
+            )
+        self._on_new_deltas()
+
+    # -- what is asked for ---------------------------------------------------------------------------------------------
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """Indices of the probes that are ticked."""
+        return tuple(i for i, box in enumerate(self.probes) if box.value)
+
+    def deltas(self, layer: int) -> np.ndarray:
+        """Delta(M, B) of every adapter at `layer`, over the ticked probes: float32 (adapters, hidden)."""
+        return mean_over_probes(self._states(layer).swapaxes(0, 1)[list(self.chosen)])
+
+    def select(self, adapter: int | None) -> None:
+        """Mark an adapter (its index) on map and heatmap, and list its nearest ones; None: no adapter."""
+        self.selected = None if adapter is None else int(adapter)
+        self._mark()
+
+    # -- from a change to a picture ------------------------------------------------------------------------------------
+
+    def _on_change(self, change=None) -> None:
+        """Another layer or projection."""
+        if not self.chosen:
+            self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
+            return
+        layer, center, projection = self.layer.value, self.center.value, self.projection.value
+        self.layer.continuous_update = projection == "PCA"  # t-SNE takes seconds: only where the slider is let go
+        if projection == "t-SNE":
+            self.headline.value = f"<b>computing t-SNE of {len(self.delta_set)} adapters …</b>"
+            self.view = self._tsne(layer, center, self.chosen)
+        else:
+            self.view = maps.view(self.deltas(layer), self.delta_set.domains, center, projection, self.view)
+        self._paint()
+
+    def _on_new_deltas(self, change=None) -> None:
+        """Other probes, or with or without the mean: every layer's silhouette is another one, too."""
+        self._on_change()
+        if self.chosen:
+            layers = [number for _, number in self.layer.options]
+            self.scores = {layer: self._score(layer) for layer in layers}
+            with self.figure.batch_update():
+                self._curve.y = [_or_none(self.scores[layer]) for layer in layers]
+
+    def _score(self, layer: int) -> float:
+        deltas = self.deltas(layer)
+        compared = centered(deltas) if self.center.value and len(deltas) else deltas
+        return maps.score(compared, self.delta_set.domains).score
+
+    def _map_of(self, layer: int, center: bool, probes: tuple) -> maps.View:
+        return maps.view(self.deltas(layer), self.delta_set.domains, center, "t-SNE", self.view)
+
+    def _paint(self) -> None:
+        """The picture of `self.view`."""
+        found, seen = self.delta_set, self.view
+        texts = maps.hover_texts(found.names, found.domains, found.kinds, seen)
+        ranges, layer = maps.limits(seen.points), self.layer.value
+        by_norm = self.color.value == "norm"
+        with self.figure.batch_update():
+            for trace, (domain, mine) in zip(self._map, maps.by_domain(found.domains).items(), strict=True):
+                trace.x, trace.y = seen.points[mine, 0], seen.points[mine, 1]
+                trace.text = [texts[i] for i in mine]
+                trace.marker.coloraxis = "coloraxis2" if by_norm else None
+                trace.marker.color = seen.norms[mine] if by_norm else maps.colour(self._styles[domain])
+            self.figure.layout.coloraxis2.showscale = by_norm
+            self.figure.update_layout(
+                xaxis=dict(title_text=seen.axes[0], range=ranges[0]),
+                yaxis=dict(title_text=seen.axes[1], range=ranges[1]),
+            )
+            self._heat.z = seen.cosines[np.ix_(self._order, self._order)].astype(np.float32)
+            self._here.x, self._here.y = [layer], [_or_none(seen.score.score)]
+            self._mark()
+        self.headline.value = self._headline()
+
+    def _headline(self) -> str:
+        score, numbers = self.view.score, [number for _, number in self.layer.options]
+        about = [
+            f"{len(self.delta_set)} adapters", f"layer {_layer_name(self.layer.value, numbers)}",
+            f"{len(self.chosen)} of {len(self.probes)} probes",
+            "minus the pool's mean delta" if self.center.value else "deltas as they are", self.projection.value,
+        ]  # fmt: skip
+        finding = html.escape(score.note) if score.note else f"<b>silhouette by domain {score.score:.3f}</b>"
+        return " · ".join([finding, *about])
+
+    def _mark(self) -> None:
+        """The selected adapter's ring, row and neighbours."""
+        i, seen, found = self.selected, self.view, self.delta_set
+        some = i is not None and seen is not None
+        with self.figure.batch_update():
+            self._ring.x, self._ring.y = (seen.points[[i], 0], seen.points[[i], 1]) if some else ([], [])
+            if some:
+                row = int(np.flatnonzero(self._order == i)[0])
+                self._frame.update(y0=row - 0.5, y1=row + 0.5)
+            self._frame.visible = some
+        if not some:
+            self.nearest.value = "Click on a point to see which adapters are nearest to it."
+            return
+        rows = "".join(
+            f"<tr><td class=n>{rank}</td><td>{html.escape(found.names[j])}</td><td>{html.escape(found.domains[j])}</td>"
+            f"<td>{html.escape(found.kinds[j])}</td><td class=n>{seen.cosines[i, j]:.3f}</td></tr>"
+            for rank, j in enumerate(nearest(seen.cosines, 10)[i], start=1)
+        )
+        self.nearest.value = (
+            f"<b>{html.escape(found.names[i])}</b> ({html.escape(found.domains[i])}, "
+            f"{html.escape(found.kinds[i])}, norm {seen.norms[i]:.2f}); nearest:<table>"
+            f"<tr><th></th><th>adapter</th><th>domain</th><th>kind</th><th>cosine</th></tr>{rows}</table>"
+        )
+
+    # -- the figure ----------------------------------------------------------------------------------------------------
+
+    def _new_figure(self, numbers) -> go.Figure:
+        """Silhouette by layer above; below it the map at the left and the heatmap at the right. No numbers yet."""
+        found, names = self.delta_set, [maps.plain(self.delta_set.names[i]) for i in self._order]
+        nothing = np.zeros((len(found), 2))
+        figure = go.Figure(maps.map_traces(nothing, found.domains, [""] * len(found)))
+        many = len(figure.data)
+        figure.add_scatter(
+            x=[], y=[], mode="markers", showlegend=False, hoverinfo="skip",
+            marker=dict(symbol="circle-open", size=20, color="#d00000", line_width=3),
+        )  # fmt: skip
+        figure.add_heatmap(
+            x=names, y=names, z=[], xaxis="x2", yaxis="y2", coloraxis="coloraxis",
+            hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=list(numbers), y=[None] * len(numbers), xaxis="x3", yaxis="y3", mode="lines", line_color=_INK,
+            showlegend=False, hovertemplate="layer %{x}: %{y:.3f}<extra></extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[], y=[], xaxis="x3", yaxis="y3", mode="markers", marker=dict(color="#d00000", size=10), showlegend=False,
+            hoverinfo="skip",
+        )  # fmt: skip
+        named = len(names) <= NAMES and max(map(len, names), default=0) <= 24
+        grid = dict(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
+        spread = dict(linecolor=_INK, showline=True)
+        figure.update_layout(
+            height=640, autosize=True, margin=dict(l=60, r=20, t=10, b=10), font_color=_INK, template="none",
+            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
+            legend=dict(orientation="h", x=0, y=-0.13, yanchor="top", itemsizing="constant"),
+            xaxis=dict(domain=[0, 0.5], anchor="y", showticklabels=False, **grid, **spread),
+            yaxis=dict(domain=[0, 0.76], anchor="x", showticklabels=False, title_standoff=8, **grid, **spread),
+            xaxis2=dict(domain=[0.66 if named else 0.58, 0.96], anchor="y2", showticklabels=False, type="category",
+                ticks=""),
+            yaxis2=dict(
+                domain=[0, 0.76], anchor="x2", autorange="reversed", showticklabels=named, ticks="", ticksuffix="  ",
+                type="category", dtick=1,
+            ),
+            xaxis3=dict(domain=[0, 0.96], anchor="y3", range=_around(numbers), **grid),
+            yaxis3=dict(domain=[0.86, 1], anchor="x3", title_text="silhouette", nticks=4, **grid),
+            coloraxis=dict(cmin=-1, cmax=1, colorscale="RdBu_r", colorbar=dict(
+                x=0.97, y=0.38, len=0.76, thickness=12, title=dict(text="cosine", side="right"), outlinewidth=0)),
+            coloraxis2=dict(colorscale="Viridis", showscale=False, colorbar=dict(
+                x=0.505, y=0.38, len=0.76, thickness=12, title=dict(text="norm", side="right"), outlinewidth=0)),
+            shapes=[
+                dict(type="rect", xref="x2", yref="y2", x0=-0.5, x1=len(names) - 0.5, y0=0, y1=0, visible=False,
+                     line=dict(color="#d00000", width=2)),
+                *self._domain_bars(),
+            ],
+        )  # fmt: skip
+        self._many = many
+        return figure
+
+    def _domain_bars(self) -> list[dict]:
+        """The domains' colours along the heatmap's left edge."""
+        bars, start = [], 0
+        for domain, mine in maps.by_domain(self.delta_set.domains).items():
+            bars.append(dict(
+                type="rect", xref="x2 domain", yref="y2", x0=-0.025, x1=-0.005, y0=start - 0.5,
+                y1=start + len(mine) - 0.5, fillcolor=maps.colour(self._styles[domain]), line_width=0,
+            ))  # fmt: skip
+            start += len(mine)
+        return bars
+
+    @property
+    def _map(self) -> tuple:
+        return self.figure.data[: self._many]
+
+    @property
+    def _ring(self):
+        return self.figure.data[self._many]
+
+    @property
+    def _heat(self):
+        return self.figure.data[self._many + 1]
+
+    @property
+    def _curve(self):
+        return self.figure.data[self._many + 2]
+
+    @property
+    def _here(self):
+        return self.figure.data[self._many + 3]
+
+    @property
+    def _frame(self):
+        return self.figure.layout.shapes[0]
+
+    # -- without a kernel ----------------------------------------------------------------------------------------------
+
+    def _repr_mimebundle_(self, **options):
+        """The widget, and for where there is no kernel a picture of the map as it is now, and its headline."""
+        bundle = super()._repr_mimebundle_(**options)
+        found, picture = self.delta_set, io.BytesIO()
+        layer = _layer_name(self.layer.value, [number for _, number in self.layer.options])
+        figure = figures.projection_map(
+            self.view.points, found.names, found.domains, self.view.score, self.view.axes, f"at layer {layer}"
+        )
+        figure.savefig(picture, format="png", dpi=100, bbox_inches="tight")
+        bundle["image/png"] = base64.b64encode(picture.getvalue()).decode()
+        bundle["text/plain"] = "explorer: " + self.headline.value.replace("<b>", "").replace("</b>", "")
+        return bundle
+
+
+def _layer_name(number: int, numbers) -> str:
+    return "0 (embeddings)" if number == 0 else f"{number} (last)" if number == max(numbers) else str(number)
+
+
+def _around(numbers) -> list[float]:
+    return [min(numbers) - 0.5, max(numbers) + 0.5]
+
+
+def _or_none(number: float) -> float | None:
+    """JSON has no NaN."""
+    return number if np.isfinite(number) else None

@@ -1,0 +1,113 @@
+"""One view of a collection, at a layer and for some probes: its numbers, and Plotly traces of them.
+
+The explorer shows views live, the report's page one per layer. How deltas are computed is unknown here.
+"""
+
+import html
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.colors import to_hex
+
+from .analysis import Silhouette, centered, nearest, norms, pca, silhouette, similarity, tsne, turned
+from .figures import domain_styles
+
+PROJECTIONS = ("PCA", "t-SNE")
+WEBGL = 1000  # from so many adapters on, points are drawn by WebGL
+_SYMBOLS = {
+    "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of n adapters: map (n, 2), its axes' titles, norms (n,), cosines (n, n) and the silhouette.
+
+    `norms` are those of the deltas as they are, everything else is of the deltas as they are compared.
+    """
+
+    points: np.ndarray
+    axes: tuple[str, str]
+    norms: np.ndarray
+    cosines: np.ndarray
+    score: Silhouette
+
+
+def view(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", like: "View | None" = None) -> View:
+    """The view of `deltas` (n, hidden), minus their mean where `center`; the map lies as the one of `like` does."""
+    compared = centered(deltas) if center and len(deltas) else deltas
+    points = tsne(compared) if projection == "t-SNE" and compared.any() else None
+    if points is None:
+        points, share = pca(compared)
+        axes = tuple(f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in (0, 1))
+        same = like is not None and like.axes[0].startswith("principal")
+        points = turned(points, like.points if same else None, mirror_only=True)
+    else:
+        points, axes = turned(points, like and like.points), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
+    return View(points, axes, norms(deltas), similarity(compared), score(compared, domains))
+
+
+def score(deltas: np.ndarray, domains) -> Silhouette:
+    """The silhouette; where no adapter moves anything, there is none."""
+    if len(deltas) and not deltas.any():
+        return Silhouette(np.nan, np.full(len(deltas), np.nan), "All deltas are zero at this layer.")
+    return silhouette(deltas, domains)
+
+
+def plain(text: str) -> str:
+    """A text as Plotly shows it, nothing in it taken for markup or a formula."""
+    return html.escape(str(text)).replace("$", "＄")
+
+
+def hover_texts(names, domains, kinds, seen: View) -> list[str]:
+    """What is said of each adapter under the pointer: name, domain, kind, norm and the three nearest others."""
+    texts = []
+    for i, others in enumerate(nearest(seen.cosines, 3)):
+        near = "<br>".join(f"  {plain(names[j])} ({seen.cosines[i, j]:.2f})" for j in others)
+        text = f"<b>{plain(names[i])}</b><br>{plain(domains[i])} · {plain(kinds[i])} · norm {seen.norms[i]:.2f}"
+        texts.append(text + (f"<br>nearest (cosine):<br>{near}" if near else ""))
+    return texts
+
+
+def by_domain(domains) -> dict[str, np.ndarray]:
+    """{domain: indices of its adapters}, in the order of the legend."""
+    domains = np.asarray(domains, dtype=object)
+    return {domain: np.flatnonzero(domains == domain) for domain in domain_styles(domains)}
+
+
+def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter]:
+    """A trace of points for each domain of `by_domain`, with its colour and marker."""
+    styles, many = domain_styles(domains), len(points) >= WEBGL
+    kind = go.Scattergl if many else go.Scatter
+    size = 9 if len(points) <= 150 else 6
+    return [
+        kind(
+            x=points[mine, 0], y=points[mine, 1], text=[texts[i] for i in mine], mode="markers", name=plain(domain),
+            marker=dict(
+                color=colour(styles[domain]), symbol=_SYMBOLS[styles[domain][1]], size=size,
+                line=dict(width=0.5, color="#333333"),
+            ),
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for domain, mine in by_domain(domains).items()
+    ]  # fmt: skip
+
+
+def colour(style: tuple) -> str:
+    """A domain's colour as CSS has it."""
+    return to_hex(style[0])
+
+
+def heatmap_order(domains) -> np.ndarray:
+    """Rows of the heatmap: the domains one after the other, as in the legend."""
+    return np.concatenate([*by_domain(domains).values(), np.zeros(0, int)])
+
+
+def limits(points: np.ndarray) -> list[list[float]]:
+    """Ranges of both axes that show every point with a margin, also where all points are one."""
+    if not len(points):
+        return [[-1, 1], [-1, 1]]
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = np.maximum(0.08 * (high - low), 0.08 * (high - low).max() or 1.0)
+    return [[float(a), float(b)] for a, b in zip(low - margin, high + margin, strict=True)]
