@@ -64,7 +64,7 @@ class Engine:
     ):  # fmt: skip
         keep_freed_memory()
         self._load, self._difference, self._layers, self._trust = load, difference, layers, trust_remote_code
-        self._base = None
+        self._base = self._stack = None
         self.notes: list[str] = []  # what the user should know of the run
         self._start()
         self._ids = tokenize(self._base.tokenizer, probes, max_length)
@@ -85,8 +85,10 @@ class Engine:
             yield self._measure_alone(adapter)
 
     def _start(self) -> None:
-        self._base = None  # two copies never lie in memory at once
+        again, self._base = self._base is not None, None  # two copies never lie in memory at once
         self._drop_twin()
+        if again:
+            hand_back_memory()
         self._base = self._load()
         self._state = base_state(self._base.model)
 
@@ -222,9 +224,11 @@ class Engine:
 
     def _drop_twin(self) -> None:
         """Free the twin: its laid-out weights and records. It is made again when it is needed."""
+        held = self._stack is not None
         self._plain_twin = self._stack = self._names = self._read_lora = None
         self._twin_base, self._all_chunks = {}, []
-        hand_back_memory()
+        if held:
+            hand_back_memory()
 
     def _make_twin(self) -> None:
         body, padded = self._base.body, self._base.device.type != "cpu"

@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the references run on the CPU
 
+import gc
 import json
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+gc.collect()
+gc.freeze()  # what has been imported stays: a look for garbage, of which the engine makes two a run, passes it over
 
 SIZES = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
