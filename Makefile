@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 	TQDM_DISABLE=1 $(BIN)/python -c 'from llgbm_nb import activations, demo; activations.base_folder(demo.DEMO_BASE)'
 	@touch $@
 
-report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (HTML, figures, deltas.csv, summary.json)
+report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (index.html, notebooks, figures, deltas.csv)
 	$(BIN)/python -m llgbm_nb.report $(OPTIONS)
 
 test: $(READY) lint  ## everything: unit tests, the demo base, papermill runs, and the committed notebooks with nbval
@@ -55,6 +55,8 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/python -c 'import sys; from pathlib import Path; from llgbm_nb.report import strip_widgets; \
+	    [strip_widgets(Path(file)) for file in sys.argv[1:]]' notebooks/*.ipynb
 
 bench: $(READY)  ## the engine against other ways and against the arithmetic's floor, on the demo base
 	$(BIN)/python benchmarks/engine.py demo

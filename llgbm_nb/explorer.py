@@ -11,6 +11,7 @@ import html
 import io
 from functools import lru_cache
 
+import anywidget
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
@@ -22,12 +23,20 @@ from .deltas import DeltaSet, mean_over_probes
 MEMORY = 2**30  # bytes of hidden states that are held, so that a change need not read them again
 NAMES = 30  # with more adapters than this, or longer names, the heatmap has none at its edge
 _INK = "#808080"  # readable on light and dark; the style below takes the theme's own where there is one
-_STYLE = """<style>
-.llgbm-explorer .js-plotly-plot :is([class$=tick], .cbaxis, .infolayer) text
-{fill: var(--jp-content-font-color1, #333) !important}
-.llgbm-explorer td, .llgbm-explorer th {padding: 0 .8em 0 0; text-align: left; line-height: 1.5}
-.llgbm-explorer td.n {text-align: right; font-variant-numeric: tabular-nums}
-</style>"""
+
+
+class _Surroundings(anywidget.AnyWidget):
+    """Nothing to see: the figure fills the width there is, in a notebook's window and when that changes, and its text
+    has the colour of the theme."""
+
+    _esm = """export default { render({ el }) {
+        new ResizeObserver(() => window.dispatchEvent(new Event("resize"))).observe(el);
+        setTimeout(() => window.dispatchEvent(new Event("resize")), 50);
+    } }"""
+    _css = """.llgbm-explorer .js-plotly-plot :is([class$=tick], .cbaxis, .infolayer) text
+        {fill: var(--jp-content-font-color1, #333) !important}
+        .llgbm-explorer td, .llgbm-explorer th {padding: 0 .8em 0 0; text-align: left; line-height: 1.5}
+        .llgbm-explorer td.n {text-align: right; font-variant-numeric: tabular-nums}"""
 
 
 def explore(delta_set: DeltaSet) -> "Explorer":
@@ -70,7 +79,10 @@ class Explorer(widgets.VBox):
         )
         self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
         self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px"})
-        self.figure = go.FigureWidget(self._new_figure(numbers))
+        self.figure = self._new_figure(numbers)
+        self._on_new_deltas()
+        self.figure = go.FigureWidget(self.figure)  # with its numbers in it: the first picture is whole
+        self.figure._config = {"responsive": True, "displaylogo": False}
 
         ticks = widgets.HBox(
             self.probes, layout=widgets.Layout(flex_flow="row wrap", max_height="90px", overflow="auto")
@@ -79,7 +91,7 @@ class Explorer(widgets.VBox):
             [widgets.Label("map"), self.projection, widgets.Label("colour by"), self.color, self.center],
             layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
         )
-        super().__init__([widgets.HTML(_STYLE), self.headline, self.layer, ticks, controls, self.figure, self.nearest])
+        super().__init__([_Surroundings(), self.headline, self.layer, ticks, controls, self.figure, self.nearest])
         self.add_class("llgbm-explorer")
 
         self.layer.observe(self._on_change, "value")
@@ -91,7 +103,6 @@ class Explorer(widgets.VBox):
             trace.on_click(
                 lambda trace, points, state, mine=mine: points.point_inds and self.select(mine[points.point_inds[0]])
             )
-        self._on_new_deltas()
 
     # -- what is asked for ---------------------------------------------------------------------------------------------
 
@@ -220,29 +231,30 @@ class Explorer(widgets.VBox):
         )  # fmt: skip
         figure.add_scatter(
             x=[], y=[], xaxis="x3", yaxis="y3", mode="markers", marker=dict(color="#d00000", size=10), showlegend=False,
+            cliponaxis=False,
             hoverinfo="skip",
         )  # fmt: skip
         named = len(names) <= NAMES and max(map(len, names), default=0) <= 24
         grid = dict(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
         spread = dict(linecolor=_INK, showline=True)
         figure.update_layout(
-            height=640, autosize=True, margin=dict(l=60, r=20, t=10, b=10), font_color=_INK, template="none",
+            height=640, autosize=True, margin=dict(l=66, r=106, t=10, b=10), font_color=_INK, template="none",
             paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
             legend=dict(orientation="h", x=0, y=-0.13, yanchor="top", itemsizing="constant"),
-            xaxis=dict(domain=[0, 0.5], anchor="y", showticklabels=False, **grid, **spread),
+            xaxis=dict(domain=[0, 0.47], anchor="y", showticklabels=False, **grid, **spread),
             yaxis=dict(domain=[0, 0.76], anchor="x", showticklabels=False, title_standoff=8, **grid, **spread),
-            xaxis2=dict(domain=[0.66 if named else 0.58, 0.96], anchor="y2", showticklabels=False, type="category",
+            xaxis2=dict(domain=[0.66 if named else 0.58, 1], anchor="y2", showticklabels=False, type="category",
                 ticks=""),
             yaxis2=dict(
-                domain=[0, 0.76], anchor="x2", autorange="reversed", showticklabels=named, ticks="", ticksuffix="  ",
-                type="category", dtick=1,
+                domain=[0, 0.76], anchor="x2", autorange="reversed", showticklabels=named, ticks="",
+                ticksuffix="\u2002\u2002", type="category", dtick=1,
             ),
-            xaxis3=dict(domain=[0, 0.96], anchor="y3", range=_around(numbers), **grid),
+            xaxis3=dict(domain=[0, 1], anchor="y3", range=[min(numbers), max(numbers)], **grid),
             yaxis3=dict(domain=[0.86, 1], anchor="x3", title_text="silhouette", nticks=4, **grid),
             coloraxis=dict(cmin=-1, cmax=1, colorscale="RdBu_r", colorbar=dict(
-                x=0.97, y=0.38, len=0.76, thickness=12, title=dict(text="cosine", side="right"), outlinewidth=0)),
+                x=1.01, y=0.38, len=0.76, thickness=12, title=dict(text="cosine", side="right"), outlinewidth=0)),
             coloraxis2=dict(colorscale="Viridis", showscale=False, colorbar=dict(
-                x=0.505, y=0.38, len=0.76, thickness=12, title=dict(text="norm", side="right"), outlinewidth=0)),
+                x=0.475, y=0.38, len=0.76, thickness=12, title=dict(text="norm", side="right"), outlinewidth=0)),
             shapes=[
                 dict(type="rect", xref="x2", yref="y2", x0=-0.5, x1=len(names) - 0.5, y0=0, y1=0, visible=False,
                      line=dict(color="#d00000", width=2)),
@@ -305,10 +317,6 @@ class Explorer(widgets.VBox):
 
 def _layer_name(number: int, numbers) -> str:
     return "0 (embeddings)" if number == 0 else f"{number} (last)" if number == max(numbers) else str(number)
-
-
-def _around(numbers) -> list[float]:
-    return [min(numbers) - 0.5, max(numbers) + 0.5]
 
 
 def _or_none(number: float) -> float | None:

@@ -1,7 +1,7 @@
 """The notebooks run headless, and what a run leaves in its report folder: `python -m llgbm_nb.report --help`.
 
-reports/<run>/   01_probes.ipynb … 04_analysis.ipynb, executed, and .html of each · figures as .png ·
-                 deltas.csv (a row per adapter, its delta at the last layer) · summary.json (the run in numbers)
+reports/<run>/   index.html (the result on one page) · 01_probes.ipynb … 04_analysis.ipynb, executed, and .html of
+                 each · figures as .png · deltas.csv (a row per adapter, its delta at the last layer) · summary.json
 """
 
 import argparse
@@ -105,7 +105,7 @@ def run_report(name: str = "", **parameters) -> Path:
     state = _state(parameters, adapters, base_model, values.probe_file)
     marker = folder / ".inputs"
     products = [folder / f"{n}{kind}" for n in NOTEBOOKS for kind in (".ipynb", ".html")]
-    products += [folder / "deltas.csv", folder / "summary.json"]
+    products += [folder / "deltas.csv", folder / "summary.json", folder / "index.html"]
     made = marker.exists() and marker.read_text() == state and all(file.exists() for file in products)
     if made and not values.force_recompute:
         print(f"{shown(folder)} is up to date: nothing it depends on has changed")
@@ -127,6 +127,7 @@ def run_report(name: str = "", **parameters) -> Path:
                 execution_timeout=CELL_TIMEOUT, extra_arguments=["--IPKernelApp.log_level=40"],
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
+            strip_widgets(target)
             to_html(target)
             raise InputError(f"{shown(source)} stopped: {error.ename}: {error.evalue}") from error
         except (DeadKernelError, CellTimeoutError) as error:
@@ -134,10 +135,23 @@ def run_report(name: str = "", **parameters) -> Path:
                 "its kernel died (out of memory?)" if isinstance(error, DeadKernelError) else "a cell took too long"
             )
             raise InputError(f"{shown(source)} stopped: {reason}; what was computed is kept, run again") from error
+        strip_widgets(target)
         to_html(target)
     marker.write_text(state)
     shutil.rmtree(previous, ignore_errors=True)
     return folder
+
+
+def strip_widgets(notebook: Path) -> None:
+    """Take live widgets out of an executed notebook: they need its kernel. What they show without one stays."""
+    import nbformat
+
+    content = nbformat.read(notebook, 4)
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    write_whole(notebook, lambda file: file.write(nbformat.writes(content).encode()))
 
 
 def to_html(notebook: Path) -> Path:
@@ -202,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *refused, sep="\n  ")
     failed = [name for name, point in points.items() if point["result"] == "FAIL"]
     print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
-    print(f"open {shown(folder)}/04_analysis.html")
+    print(f"open {shown(folder)}/index.html")
     return 0
 
 

@@ -34,4 +34,4 @@ def test_every_import_is_declared():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"IPython"}  # IPython comes with jupyterlab
-    assert {name.replace("sklearn", "scikit-learn") for name in third_party} <= DECLARED
+    assert {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in third_party} <= DECLARED

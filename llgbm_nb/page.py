@@ -1,0 +1,254 @@
+"""The result of a run on one page, `index.html`: it opens without a network, asks for nothing, and prints.
+
+The map keeps its layer slider, as Plotly frames that are computed here. Pictures are those that the notebooks left in
+the folder. Plotly's program, 5 MB, is packed into the page to less than half of that; the browser unpacks it.
+"""
+
+import base64
+import gzip
+import html
+import io
+import json
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from . import analysis, maps
+from .analysis import Silhouette
+from .deltas import DeltaRun, DeltaSet
+from .paths import shown, write_whole
+from .report import versions
+
+POINTS = 50_000  # on all layers of the map together: with more, the slider has fewer layers
+ROWS = 500  # of the table of adapters; above, it is left to deltas.csv
+PICTURES = {
+    "similarity": "Every pair: cosines of the deltas at the last layer, similar adapters side by side.",
+    "silhouette": "Each adapter: near 1 it lies with its own domain, below 0 nearer to another one.",
+    "silhouette_by_layer": "Each layer. The best one is picked with the labels that it is scored on, and so flatters.",
+    "norms": "How far each adapter moves the base's last hidden state on these probes.",
+}
+_DIGITS = "".join(chr(c) for c in range(35, 127) if chr(c) not in "&<>\\`'/")[:85]  # digits of base 85, safe in HTML
+
+
+def write_page(
+    run: DeltaRun, score: Silhouette, by_layer: pd.Series, acceptance: pd.DataFrame, folder: Path | None
+) -> str:
+    """`<folder>/index.html`: what was run, the map, pictures, adapters, failures, the acceptance list and links.
+
+    `score` is the silhouette at the last layer, `by_layer` that of every layer, `acceptance` the list's table.
+    """
+    if folder is None:
+        return "No output_dir is set, so no index.html was written."
+    found = run.delta_set
+    finding = f"silhouette by domain {score.score:.2f}" if not score.note else score.note
+    failed = [record for record in run.records if record["status"] == "failed"]
+    title = f"{len(found)} adapters of {run.base_model}"
+    parts = [
+        f"<h1>{html.escape(title)}</h1><p class=finding>{html.escape(finding)}</p>",
+        _facts(run),
+        "<h2>The map, layer by layer</h2>" + _map(found, by_layer),
+        *(_picture(folder / f"{name}.png", text) for name, text in PICTURES.items()),
+        f"<h2>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
+        "<h2>Is the run sound?</h2>" + _table(acceptance.reset_index()),
+        "<h2>All adapters</h2>" + _adapters(run),
+        _links(folder),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    page = _PAGE.substitute(title=html.escape(title), body="\n".join(filter(None, parts)))
+    write_whole(folder / "index.html", lambda file: file.write(page.encode()))
+    return "The result on one page is in index.html."
+
+
+def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
+    """The map with hover, a frame per layer and a slider; above it the silhouette by layer, `by_layer`."""
+    every = max(1, -(-len(found) * found.layers // POINTS))
+    columns = list(range(found.layers - 1, -1, -every))  # from the last layer back
+    numbers = found.layer_numbers or tuple(range(found.layers))
+    views, like = {}, None
+    for column in columns:
+        views[column] = like = maps.view(found.deltas(numbers[column]), found.domains, False, "PCA", like)
+    frames = [_frame(found, views[column], numbers[column]) for column in reversed(columns)]
+    last = frames[-1]
+    curve = [None if np.isnan(value) else float(value) for value in by_layer]
+    figure = go.Figure(
+        [
+            *last.data,
+            go.Scatter(
+                x=list(numbers), y=curve, mode="lines", line_color="#808080", xaxis="x2", yaxis="y2", showlegend=False,
+                hovertemplate="layer %{x}: %{y:.3f}<extra></extra>",
+            ),
+        ],
+        frames=frames,
+    )  # fmt: skip
+    grid = dict(gridcolor="#e5e5e5", zeroline=False)
+    steps = [
+        dict(label=frame.name, method="animate", args=[[frame.name], dict(
+            mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))])
+        for frame in frames
+    ]  # fmt: skip
+    figure.update_layout(last.layout)
+    figure.update_layout(
+        template="none", height=640, autosize=True, hovermode="closest", margin=dict(l=60, r=20, t=40, b=20),
+        title=dict(x=0, xref="paper", font_size=14), legend=dict(x=1.01, y=0.75, yanchor="top"),
+        xaxis=dict(showticklabels=False, showline=True, **grid),
+        yaxis=dict(showticklabels=False, showline=True, domain=[0, 0.78], **grid),
+        xaxis2=dict(anchor="y2", range=[min(numbers), max(numbers)], title_text="layer", title_standoff=2, **grid),
+        yaxis2=dict(anchor="x2", domain=[0.9, 1], title_text="silhouette", nticks=4, **grid),
+        sliders=[dict(active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="layer "), pad=dict(t=40),
+                      transition=dict(duration=0))],
+    )  # fmt: skip
+    return figure
+
+
+def _frame(found: DeltaSet, seen: maps.View, number: int) -> go.Frame:
+    """One layer's points, and the mark on the silhouette's line."""
+    texts, ranges = maps.hover_texts(found.names, found.domains, found.kinds, seen), maps.limits(seen.points)
+    traces = maps.map_traces(np.round(seen.points, 4), found.domains, texts)
+    value = seen.score.score
+    mark = go.Scatter(
+        x=[number], y=[None if np.isnan(value) else value], xaxis="x2", yaxis="y2", mode="markers", cliponaxis=False,
+        marker=dict(color="#d00000", size=9), showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+    finding = maps.plain(seen.score.note) if seen.score.note else f"silhouette by domain {value:.3f}"
+    layout = dict(
+        title_text=f"Layer {number}: {finding}",
+        xaxis=dict(title_text=seen.axes[0], range=ranges[0]),
+        yaxis=dict(title_text=seen.axes[1], range=ranges[1]),
+    )
+    return go.Frame(name=str(number), data=[*traces, mark], layout=layout)
+
+
+def _map(found: DeltaSet, by_layer: pd.Series) -> str:
+    if len(found) < 2:
+        return "<p>A map needs at least two adapters.</p>"
+    return (
+        "<p>Point at an adapter to see its name, its norm and what is nearest to it; move the slider to see the "
+        "domains come together or fall apart. Principal components of the deltas' directions.</p><div id=map></div>"
+        + _packed("figure", layer_map(found, by_layer).to_json())
+        + _packed("plotly", get_plotlyjs())
+        + f"<script>{_SHOW.replace('DIGITS', json.dumps(_DIGITS))}</script>"
+    )
+
+
+def _packed(name: str, text: str) -> str:
+    """A text in the page, compressed, five digits for four bytes, of an alphabet that HTML leaves alone."""
+    content = gzip.compress(text.encode(), 9, mtime=0)
+    usual = base64.b85encode(content, pad=True).decode()
+    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+    text = usual.translate(str.maketrans(digits, _DIGITS))
+    return f"<script type=text/plain id={name} data-bytes={len(content)}>{text}</script>"
+
+
+def _facts(run: DeltaRun) -> str:
+    config, counts = run.cache.config, analysis.summary(run.records)
+    facts = {
+        "base": run.base_model,
+        "adapters": f"{len(run.delta_set)} with a delta, {counts['failed']} that could not be used",
+        "domains": analysis.label_text(run.delta_set.domains).removeprefix("Domains: "),
+        "probes": f"{config['num_probes']}, {config['probe_type']}; at most {config['max_length']} tokens",
+        "dtype": config["dtype"],
+        "versions": versions(),
+        "cache": shown(run.cache.cache_dir),
+    }
+    rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
+    probes = "".join(f"<li><pre>{html.escape(probe)}</pre></li>" for probe in config["probes"])
+    return f"<table class=facts>{rows}</table><details><summary>the probes' texts</summary><ol>{probes}</ol></details>"
+
+
+def _picture(file: Path, text: str) -> str:
+    """A picture of the folder in 256 colours, and what to see in it; nothing if the folder has none."""
+    if not file.exists():
+        return ""
+    packed = io.BytesIO()
+    with Image.open(file) as picture:
+        picture = picture.convert("RGB")
+        picture.thumbnail((1000, 2000))
+        picture.quantize(256).save(packed, "PNG", optimize=True)
+    data = base64.b64encode(packed.getvalue()).decode()
+    return f'<figure><img alt="{file.stem}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _failures(failed: list[dict]) -> str:
+    return _table(
+        pd.DataFrame([{"adapter": r["name"], "folder": shown(r["path"]), "reason": r["reason"]} for r in failed])
+    )
+
+
+def _adapters(run: DeltaRun) -> str:
+    if len(run.records) > ROWS:
+        return f"<p>{len(run.records)} adapters: see deltas.csv.</p>"
+    return _table(
+        analysis.table(run.records).drop(columns=["seconds", "status", "reason"], errors="ignore").reset_index()
+    )
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return frame.to_html(index=False, border=0, classes="list")
+
+
+def _links(folder: Path) -> str:
+    """To what else there is in the folder. Where pages of notebooks are, this one's is about to be."""
+    pages = (
+        sorted({*(file.stem for file in folder.glob("0?_*.html")), "04_analysis"})
+        if list(folder.glob("0?_*.html"))
+        else []
+    )
+    files = [(f"{page}.html", page) for page in pages] + [
+        (name, name) for name in ("deltas.csv", "summary.json") if (folder / name).exists()
+    ]
+    links = " · ".join(f'<a href="{target}">{text}</a>' for target, text in files)
+    return f"<h2>More</h2><p>{links}</p>" if links else ""
+
+
+_SHOW = """
+(async () => {
+const value = new Uint8Array(128);
+[...DIGITS].forEach((digit, i) => value[digit.charCodeAt(0)] = i);
+async function unpack(name) {
+  const packed = document.getElementById(name), text = packed.textContent;
+  const bytes = new DataView(new ArrayBuffer(text.length / 5 * 4));
+  for (let i = 0, at = 0; i < text.length; at += 4) {
+    let word = 0;
+    for (let k = 0; k < 5; k++) word = word * 85 + value[text.charCodeAt(i++)];
+    bytes.setUint32(at, word);
+  }
+  const content = new Blob([bytes.buffer.slice(0, +packed.dataset.bytes)]);
+  const stream = content.stream().pipeThrough(new DecompressionStream("gzip"));
+  return await new Response(stream).text();
+}
+const program = document.createElement("script");
+program.textContent = await unpack("plotly");
+document.head.append(program);
+const figure = JSON.parse(await unpack("figure"));
+const map = document.getElementById("map"), options = {responsive: true, displaylogo: false};
+await Plotly.newPlot(map, figure.data, figure.layout, options);
+await Plotly.addFrames(map, figure.frames);
+window.addEventListener("beforeprint", () => Plotly.relayout(map, {width: 680}));
+window.addEventListener("afterprint", () => Plotly.relayout(map, {width: null, autosize: true}));
+map.dataset.ready = "yes";
+})();
+"""
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width"><style>
+body {font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1000px; margin: 2em auto;
+  padding: 0 1em}
+h1 {font-size: 1.6em; margin: 0; overflow-wrap: anywhere} h2 {font-size: 1.15em; margin: 2em 0 .3em; break-after: avoid}
+.finding {font-size: 1.15em; margin: .2em 0 1em}
+table {border-collapse: collapse} th, td {text-align: left; vertical-align: top; padding: .15em 1.2em .15em 0}
+td {overflow-wrap: anywhere} .facts th {font-weight: 600; white-space: nowrap} .list {font-size: .9em}
+.list tr {border-bottom: 1px solid #e5e5e5}
+figure {margin: 2em 0} img {max-width: min(100%, 760px)} figcaption {color: #555}
+pre {white-space: pre-wrap; margin: 0} summary {cursor: pointer; color: #555}
+@media print {body {margin: 0; max-width: none} figure, tr, #map {break-inside: avoid} a {color: inherit}
+  .updatemenu-container, .slider-container, .modebar, details {display: none}}
+</style></head><body>
+$body
+</body></html>
+""")
