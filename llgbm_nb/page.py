@@ -167,7 +167,6 @@ def _picture(file: Path, text: str) -> str:
     packed = io.BytesIO()
     with Image.open(file) as picture:
         picture = picture.convert("RGB")
-        picture.thumbnail((1000, 2000))
         picture.quantize(256).save(packed, "PNG", optimize=True)
     data = base64.b64encode(packed.getvalue()).decode()
     return f'<figure><img alt="{file.stem}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
