@@ -67,12 +67,15 @@ class Explorer(widgets.VBox):
             description="layer", layout=widgets.Layout(width="98%"), style={"description_width": "52px"},
         )  # fmt: skip
         self.probes = tuple(
-            widgets.Checkbox(
-                value=True, indent=False, description=f"probe {i + 1}", tooltip=text,
-                layout=widgets.Layout(width="90px"),
+            widgets.Checkbox(value=True, indent=False, tooltip=text, layout=widgets.Layout(width="20px"))
+            for text in delta_set.probes
+        )
+        names = [  # beside the box, as a described one has no tooltip
+            widgets.HTML(
+                f'<span title="{html.escape(text)}">probe {i + 1}</span>', layout={"margin": "2px 14px 2px 0"}
             )
             for i, text in enumerate(delta_set.probes)
-        )  # fmt: skip
+        ]  # fmt: skip
         self.projection = widgets.ToggleButtons(options=maps.PROJECTIONS, style={"button_width": "70px"})
         self.center = widgets.Checkbox(
             description="minus the pool's mean delta", indent=False, layout={"width": "220px"}
@@ -85,7 +88,8 @@ class Explorer(widgets.VBox):
         self.figure._config = {"responsive": True, "displaylogo": False}
 
         ticks = widgets.HBox(
-            self.probes, layout=widgets.Layout(flex_flow="row wrap", max_height="90px", overflow="auto")
+            [part for pair in zip(self.probes, names, strict=True) for part in pair],
+            layout=widgets.Layout(flex_flow="row wrap", max_height="90px", overflow="auto"),
         )
         controls = widgets.HBox(
             [widgets.Label("map"), self.projection, widgets.Label("colour by"), self.color, self.center],

@@ -154,6 +154,8 @@ def tsne_map(points: np.ndarray | None, names, domains, score: Silhouette):
 
 def projection_map(points, names, domains, score: Silhouette, axes: tuple[str, str], where: str = "at the last layer"):
     """A map of any projection, (adapters, 2), with the titles of its axes, coloured by domain."""
+    if not len(points):
+        return _sentence("There are no deltas to show.")
     domains = np.asarray(domains, dtype=object)
     figure = _new_figure(7.2, 4.8)
     axis = figure.add_subplot()

@@ -55,7 +55,7 @@ def write_page(
         *(_picture(folder / f"{name}.png", text) for name, text in PICTURES.items()),
         f"<h2>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
         "<h2>Is the run sound?</h2>" + _table(acceptance.reset_index()),
-        "<h2>All adapters</h2>" + _adapters(run),
+        "<h2>All adapters</h2>" + _adapters([r for r in run.records if r["status"] != "failed"]),
         _links(folder),
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,16 +178,16 @@ def _failures(failed: list[dict]) -> str:
     )
 
 
-def _adapters(run: DeltaRun) -> str:
-    if len(run.records) > ROWS:
-        return f"<p>{len(run.records)} adapters: see deltas.csv.</p>"
-    return _table(
-        analysis.table(run.records).drop(columns=["seconds", "status", "reason"], errors="ignore").reset_index()
-    )
+def _adapters(records: list[dict]) -> str:
+    if not 0 < len(records) <= ROWS:
+        return f"<p>{len(records)} adapters{': see deltas.csv' if records else ''}.</p>"
+    columns = ["name", "domain", "kind", "norm", "of base", "route"]
+    return _table(analysis.table(records).reset_index()[columns])
 
 
 def _table(frame: pd.DataFrame) -> str:
-    return frame.to_html(index=False, border=0, classes="list")
+    with pd.option_context("display.max_colwidth", None):
+        return frame.to_html(index=False, border=0, classes="list")
 
 
 def _links(folder: Path) -> str:

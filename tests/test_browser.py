@@ -1,0 +1,265 @@
+"""What people see, in a real browser: JupyterLab with the explorer, and the pages of a report with the network cut.
+
+Needs Debian's package chromium (or CHROMIUM=/path/to/it); skipped where there is none.
+"""
+
+import html
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from test_notebooks import ENVIRONMENT
+
+from llgbm_nb import analysis, compute_deltas, create_probes
+from llgbm_nb.acceptance import check_acceptance
+from llgbm_nb.page import write_page
+from llgbm_nb.paths import ROOT
+from llgbm_nb.report import to_html
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed (apt-get install chromium)"),
+]
+FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SECOND = 1000
+PLOT = ".llgbm-explorer .js-plotly-plot"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + sandbox)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """04_analysis as it is committed, but for a cache of its own and no acceptance list."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebook = nbformat.read(ROOT / "notebooks" / "04_analysis.ipynb", 4)
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source += f"\ncache_dir = {str(folder / 'deltas')!r}\nacceptance_sample = 0"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, folder / "04_analysis.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """The run that the notebook makes, of the shipped teachers."""
+    return compute_deltas(ROOT / "data/teacher_checkpoints", create_probes(), cache_dir=folder / "deltas")
+
+
+@pytest.fixture(scope="module")
+def lab(folder, run, tmp_path_factory):
+    """JupyterLab's address, with this environment's kernel and nobody's settings."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("home")
+    settings = [f"--port={port}", "--no-browser", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    settings += ["--allow-root", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
+    environment = ENVIRONMENT | {"JUPYTER_CONFIG_DIR": str(home), "IPYTHONDIR": str(home), "PYTHONPATH": str(ROOT)}
+    command = [Path(sys.executable).parent / "jupyter", "lab", *settings]
+    with open(home / "log", "w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"{address}/api")
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield address
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def page(browser, lab):
+    """04_analysis open in JupyterLab, all cells run."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1500})
+    page.goto(f"{lab}/lab/tree/04_analysis.ipynb")
+    page.wait_for_selector(".jp-Notebook", timeout=120 * SECOND)
+    page.wait_for_function("window.jupyterapp !== undefined", timeout=60 * SECOND)
+    page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady", timeout=60 * SECOND)
+    page.evaluate("() => {jupyterapp.commands.execute('notebook:run-all-cells')}")  # the end of it is not waited for
+    page.wait_for_selector(f"{PLOT} .main-svg", timeout=300 * SECOND)
+    page.locator(PLOT).scroll_into_view_if_needed()
+    yield page
+    page.close()
+
+
+def headline(page, *parts: str) -> str:
+    """The line above the map, as soon as it says all of `parts`."""
+    wanted = list(parts)
+    page.wait_for_function(
+        "wanted => wanted.every(part => document.querySelector('.llgbm-explorer').innerText.includes(part))",
+        arg=wanted, timeout=60 * SECOND,
+    )  # fmt: skip
+    return page.locator(".llgbm-explorer .widget-html-content").first.inner_text()
+
+
+def silhouette_shown(page, *parts: str) -> float:
+    return float(re.search(r"silhouette by domain (-?\d\.\d{3})", headline(page, *parts))[1])
+
+
+def silhouette(run, layer=-1, probes=None, center=False) -> float:
+    deltas = run.delta_set.deltas(layer, probes)
+    return analysis.silhouette(analysis.centered(deltas) if center else deltas, run.delta_set.domains).score
+
+
+def pixel(page, plot: str, name: str) -> tuple[float, float]:
+    """Where on the screen an adapter's point is."""
+    return page.evaluate(
+        """([plot, name]) => {
+            const figure = document.querySelector(plot), box = figure.getBoundingClientRect();
+            const sizes = figure._fullLayout;
+            for (const trace of figure._fullData.filter(trace => Array.isArray(trace.text))) {
+                const at = trace.text.findIndex(text => text.startsWith(`<b>${name}</b>`));
+                if (at >= 0) return [box.x + sizes.xaxis._offset + sizes.xaxis.l2p(trace.x[at]),
+                                     box.y + sizes.yaxis._offset + sizes.yaxis.l2p(trace.y[at])];
+            }
+        }""",
+        [plot, html.escape(name)],
+    )
+
+
+def test_the_explorer_in_jupyterlab(page, run):
+    found = run.delta_set
+    last = found.layers - 1
+    assert silhouette_shown(page, f"layer {last} (last)", "5 of 5 probes") == pytest.approx(silhouette(run), abs=5e-4)
+    assert page.locator(".llgbm-explorer .jupyter-widgets-output-area").count() == 0
+
+    handle = page.locator(".llgbm-explorer .noUi-handle")
+    handle.focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowLeft")
+    layer = last - 8
+    shown = silhouette_shown(page, f"layer {layer} ")
+    assert shown == pytest.approx(silhouette(run, layer), abs=5e-4) and shown != pytest.approx(
+        silhouette(run), abs=5e-4
+    )
+
+    boxes = page.locator(".llgbm-explorer input[type=checkbox]")
+    for number in (1, 3):
+        boxes.nth(number).uncheck()
+    shown = silhouette_shown(page, f"layer {layer} ", "3 of 5 probes")
+    assert shown == pytest.approx(silhouette(run, layer, [0, 2, 4]), abs=5e-4)
+    named = page.locator(".llgbm-explorer span[title]").filter(has_text=re.compile(r"^probe \d+$"))
+    titles = [part.get_attribute("title") for part in named.all()]
+    assert titles == list(found.probes)
+
+    boxes.nth(5).check()
+    shown = silhouette_shown(page, "minus the pool's mean delta ·")
+    assert shown == pytest.approx(silhouette(run, layer, [0, 2, 4], center=True), abs=5e-4)
+    boxes.nth(5).uncheck()
+
+    page.get_by_role("button", name="t-SNE").click()
+    headline(page, "deltas as they are · t-SNE")
+    page.wait_for_function(f"() => document.querySelector('{PLOT}').innerHTML.includes('t-SNE 1 (no unit)')")
+    page.get_by_role("button", name="PCA").click()
+    headline(page, "deltas as they are · PCA")
+    page.wait_for_function(f"() => document.querySelector('{PLOT}').innerHTML.includes('principal component 1')")
+
+    page.locator(PLOT).scroll_into_view_if_needed()
+    name = found.names[7]
+    page.mouse.move(*pixel(page, PLOT, name), steps=6)
+    page.wait_for_function(f"name => document.querySelector('{PLOT} .hoverlayer').textContent.includes(name)", arg=name)
+    page.mouse.down()
+    page.mouse.up()
+    headline(page, f"{name} ({found.domains[7]}")
+    cosines = analysis.similarity(found.deltas(layer, [0, 2, 4]))
+    nearest = analysis.nearest(cosines, 10)[7]
+    rows = page.locator(".llgbm-explorer table tr").all_inner_texts()[1:]
+    assert [row.split("\t")[1].strip() for row in rows] == [found.names[i] for i in nearest]
+    assert [float(row.split("\t")[-1]) for row in rows] == pytest.approx([cosines[7, i] for i in nearest], abs=5e-4)
+    frame, rows = page.evaluate(
+        f"() => {{const figure = document.querySelector('{PLOT}')._fullLayout, heat = document.querySelector('{PLOT}')"
+        "._fullData.find(trace => trace.type == 'heatmap'); return [figure.shapes[0], [...heat.y]]}"
+    )
+    assert frame["visible"] and frame["y0"] == rows.index(name) - 0.5
+
+
+@pytest.fixture
+def offline(browser):
+    """A page without a network, and what it complained of or asked for."""
+    context = browser.new_context(offline=True, viewport={"width": 1100, "height": 1500})
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url[:200]}"))
+    page.on("request", lambda request: complaints.append(request.url[:200]) if _is_network(request.url) else None)
+    yield page, complaints
+    context.close()
+
+
+def _is_network(url: str) -> bool:
+    return not url.startswith(("file:", "data:", "blob:"))
+
+
+@pytest.fixture(scope="module")
+def report(run, tmp_path_factory) -> Path:
+    folder, found = tmp_path_factory.mktemp("report"), run.delta_set
+    score, by_layer = analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found)
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        shutil.copy(notebook, folder)
+        to_html(folder / notebook.name)
+    write_page(run, score, by_layer, check_acceptance(run, 0), folder)
+    return folder
+
+
+def test_the_reports_map_without_a_network_or_a_kernel(report, run, offline):
+    page, complaints = offline
+    page.goto((report / "index.html").as_uri())
+    page.wait_for_selector("#map[data-ready]", timeout=60 * SECOND)
+    found, title = run.delta_set, "() => document.querySelector('#map .gtitle').textContent"
+    assert page.evaluate(title) == f"Layer {found.layers - 1}: silhouette by domain {silhouette(run):.3f}"
+    before = pixel(page, "#map", "math-3")
+    page.mouse.move(*before, steps=6)
+    page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('math-3')")
+
+    rail = page.locator("#map .slider-rail-touch-rect").bounding_box()
+    page.mouse.click(rail["x"] + rail["width"] * 12 / (found.layers - 1), rail["y"] + rail["height"] / 2)
+    page.wait_for_function(f"() => ({title})().startsWith('Layer 12:')")
+    assert page.evaluate(title) == f"Layer 12: silhouette by domain {silhouette(run, 12):.3f}"
+    after = pixel(page, "#map", "math-3")
+    assert np.hypot(*np.subtract(after, before)) > 3
+    page.mouse.move(*after, steps=6)
+    page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('math-3')")
+    assert complaints == []
+
+
+def test_every_page_opens_without_a_network(report, offline):
+    page, complaints = offline
+    pages = sorted(report.glob("*.html"))
+    assert len(pages) == 6
+    for file in pages:
+        page.goto(file.as_uri())
+        page.wait_for_load_state("networkidle")
+        assert len(page.inner_text("body")) > 500
+    assert complaints == []
+
+
+def test_it_prints(report, offline, tmp_path):
+    page, _ = offline
+    page.goto((report / "index.html").as_uri())
+    page.wait_for_selector("#map[data-ready]", timeout=60 * SECOND)
+    page.pdf(path=tmp_path / "index.pdf")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "index.pdf").read_bytes())) <= 8

@@ -1,0 +1,196 @@
+"""The explorer's numbers, without a browser: what is shown equals `analysis` for the same setting."""
+
+import re
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+from test_analysis import delta_set
+
+from llgbm_nb import analysis
+from llgbm_nb.explorer import explore
+
+RNG = np.random.default_rng(0)
+DOMAINS = ["law", "code", "math"] * 4
+
+
+@pytest.fixture
+def found():
+    centres = {domain: RNG.normal(size=16) for domain in DOMAINS}
+    differences = RNG.normal(size=(12, 3, 5, 16)) + np.stack([centres[d] for d in DOMAINS])[:, None, None]
+    differences[:, :, 0] = 0
+    return delta_set(differences.astype(np.float32), DOMAINS)
+
+
+@pytest.fixture
+def explorer(found):
+    return explore(found)
+
+
+def shown(explorer) -> float:
+    return float(re.search(r"silhouette by domain (-?\d\.\d{3})", explorer.headline.value)[1])
+
+
+def expected(found, layer, probes=None, center=False) -> float:
+    deltas = found.deltas(layer, probes)
+    return analysis.silhouette(analysis.centered(deltas) if center else deltas, found.domains).score
+
+
+def positions(explorer) -> np.ndarray:
+    """The points of the figure, in the order of the adapters."""
+    points = np.zeros((12, 2))
+    for trace in explorer.figure.data[:3]:
+        mine = [i for i, domain in enumerate(DOMAINS) if domain == trace.name]
+        points[mine] = np.c_[trace.x, trace.y]
+    return points
+
+
+def test_it_begins_with_the_last_layer_and_all_probes(found, explorer):
+    assert shown(explorer) == pytest.approx(expected(found, -1), abs=5e-4)
+    assert "12 adapters · layer 4 (last) · 3 of 3 probes · deltas as they are · PCA" in explorer.headline.value
+    np.testing.assert_allclose(abs(positions(explorer)), abs(analysis.pca(found.deltas())[0]), atol=1e-9)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("probes", [[0, 1, 2], [0, 2], [1]], ids=str)
+@pytest.mark.parametrize("layer", [1, 3, 4])
+def test_every_setting_shows_the_numbers_of_analysis(found, explorer, layer, probes, center):
+    explorer.layer.value, explorer.center.value = layer, center
+    for i, box in enumerate(explorer.probes):
+        box.value = i in probes
+    assert shown(explorer) == pytest.approx(expected(found, layer, probes, center), abs=5e-4)
+    deltas = found.deltas(layer, probes)
+    compared = analysis.centered(deltas) if center else deltas
+    np.testing.assert_allclose(abs(positions(explorer)), abs(analysis.pca(compared)[0]), atol=1e-9)
+    order = [i for d in ("code", "law", "math") for i in range(12) if DOMAINS[i] == d]
+    cosines = analysis.similarity(compared)[np.ix_(order, order)]
+    np.testing.assert_allclose(explorer.figure.data[4].z, cosines, atol=1e-6)
+    curve = [expected(found, number, probes, center) for number in range(1, 5)]
+    np.testing.assert_allclose(explorer.figure.data[5].y[1:], curve)
+    assert explorer.figure.data[5].y[0] is None and list(explorer.figure.data[6].x) == [layer]
+
+
+def test_no_probe_and_no_change_are_sentences(explorer):
+    explorer.layer.value = 0
+    assert explorer.headline.value.startswith("All deltas are zero at this layer. · 12 adapters · layer 0 (embeddings)")
+    explorer.layer.value = 2
+    for box in explorer.probes[:-1]:
+        box.value = False
+    before = positions(explorer)
+    explorer.probes[-1].value = False
+    assert "No probe is ticked" in explorer.headline.value
+    np.testing.assert_array_equal(positions(explorer), before)
+
+
+def test_tsne_says_that_it_is_working_and_is_kept(found, explorer, monkeypatch):
+    said = []
+    explorer.headline.observe(lambda change: said.append(change["new"]), "value")
+    explorer.projection.value = "t-SNE"
+    assert "computing t-SNE of 12 adapters" in said[0] and said[-1].endswith("t-SNE")
+    distances = np.linalg.norm(positions(explorer)[:, None] - positions(explorer), axis=-1)
+    ours = analysis.tsne(found.deltas())
+    np.testing.assert_allclose(distances, np.linalg.norm(ours[:, None] - ours, axis=-1), atol=1e-3)
+    explorer.projection.value = "PCA"
+    monkeypatch.setattr("llgbm_nb.maps.tsne", None)
+    explorer.projection.value = "t-SNE"  # as it was
+    assert explorer.figure.layout.xaxis.title.text.startswith("t-SNE 1")
+
+
+def test_a_click_marks_an_adapter_and_lists_the_nearest(found, explorer):
+    trace = explorer.figure.data[1]  # law: adapters 0, 3, 6, 9
+    assert trace.name == "law"
+    trace._dispatch_on_click(_points([2]), None)
+    assert explorer.selected == 6
+    cosines = analysis.similarity(found.deltas())
+    nearest = sorted(set(range(12)) - {6}, key=lambda other: -cosines[6, other])[:10]
+    listed = re.findall(r"<td>(n\d+)</td>.*?<td class=n>(-?\d\.\d{3})</td></tr>", explorer.nearest.value)
+    assert [name for name, _ in listed] == [f"n{i}" for i in nearest]
+    assert [float(cosine) for _, cosine in listed] == pytest.approx([cosines[6, i] for i in nearest], abs=5e-4)
+    frame, row = explorer.figure.layout.shapes[0], list(explorer.figure.data[4].y).index("n6")
+    assert frame.visible and (frame.y0, frame.y1) == (row - 0.5, row + 0.5)
+    np.testing.assert_array_equal([explorer.figure.data[3].x, explorer.figure.data[3].y], positions(explorer)[[6]].T)
+    explorer.layer.value = 1  # the mark goes with it
+    np.testing.assert_array_equal([explorer.figure.data[3].x, explorer.figure.data[3].y], positions(explorer)[[6]].T)
+    explorer.select(None)
+    assert not explorer.figure.layout.shapes[0].visible and "Click on a point" in explorer.nearest.value
+
+
+def _points(indices):
+    from plotly.callbacks import Points
+
+    return Points(point_inds=indices, xs=[0], ys=[0], trace_name="law", trace_index=1)
+
+
+def test_hover_says_who_it_is(found, explorer):
+    texts = [text for trace in explorer.figure.data[:3] for text in trace.text]
+    assert len(texts) == 12
+    cosines = analysis.similarity(found.deltas())
+    np.fill_diagonal(cosines, -1)
+    [text] = [text for text in texts if text.startswith("<b>n5</b>")]
+    assert f"math · LoRA · norm {np.linalg.norm(found.deltas()[5]):.2f}" in text
+    assert f"n{cosines[5].argmax()} ({cosines[5].max():.2f})" in text
+
+
+def test_colour_by_norm(found, explorer):
+    explorer.color.value = "norm"
+    sizes = np.linalg.norm(found.deltas(), axis=1)
+    np.testing.assert_allclose(explorer.figure.data[1].marker.color, sizes[[0, 3, 6, 9]], rtol=1e-6)
+    assert explorer.figure.layout.coloraxis2.showscale
+    explorer.color.value = "domain"
+    assert len({trace.marker.color for trace in explorer.figure.data[:3]}) == 3
+    assert len({trace.marker.symbol for trace in explorer.figure.data[:3]}) == 3
+
+
+def test_a_map_does_not_turn_over_between_layers(found):
+    found.differences[:, :, 1:] = found.differences[:, :, 1:2]
+    explorer = explore(found)
+    before = positions(explorer)
+    for layer in (3, 2, 1):
+        explorer.layer.value = layer
+        np.testing.assert_allclose(positions(explorer), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_small_collections(found, count):
+    explorer = explore(found.subset(range(count)))
+    explorer.projection.value = "t-SNE"
+    explorer.layer.value = 1
+    if count:
+        explorer.select(0)
+    assert f"{count} adapters" in explorer.headline.value
+    assert explorer._repr_mimebundle_()["image/png"]
+
+
+def test_some_layers_only(found):
+    from dataclasses import replace
+
+    some = replace(found, base=found.base[:, [1, 4]], differences=found.differences[:, :, [1, 4]], layer_numbers=(1, 4))
+    explorer = explore(some)
+    assert [label for label, _ in explorer.layer.options] == ["1", "4 (last)"]
+    explorer.layer.value = 1
+    assert shown(explorer) == pytest.approx(expected(found, 1), abs=5e-4)
+
+
+def test_without_a_kernel_there_is_a_picture_and_a_line(explorer):
+    bundle = explorer._repr_mimebundle_()
+    assert {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+    assert bundle["text/plain"].startswith("explorer: silhouette by domain")
+
+
+def test_names_are_not_taken_for_markup(found):
+    from dataclasses import replace
+
+    names = tuple(f"<i>$x_{i}$ & co</i>" for i in range(12))
+    explorer = explore(replace(found, names=names))
+    explorer.select(0)
+    assert "<i>" not in explorer.nearest.value and "&lt;i&gt;" in explorer.nearest.value
+    assert not any("<i>" in text or "$" in text for trace in explorer.figure.data[:3] for text in trace.text)
+
+
+def test_nothing_in_it_can_hang_a_headless_run(explorer):
+    def all_of(widget):
+        yield widget
+        for child in getattr(widget, "children", ()):
+            yield from all_of(child)
+
+    assert not any(isinstance(widget, widgets.Output) for widget in all_of(explorer))

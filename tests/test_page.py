@@ -1,0 +1,121 @@
+"""The page of a report: what stands in it. What it looks like and does is in test_browser."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PROBES, save_adapter
+from PIL import Image
+
+from llgbm_nb import analysis, compute_deltas, figures, page
+from llgbm_nb.report import strip_widgets, to_html
+
+ACCEPTANCE = pd.DataFrame([("7  correct", "pass", "it is")], columns=["criterion", "result", "evidence"])
+
+
+@pytest.fixture(scope="module")
+def run(zoo, base, tmp_path_factory):
+    root = tmp_path_factory.mktemp("page")
+    shutil.copytree(zoo, root / "zoo")
+    (save_adapter(root / "zoo/one/<b>broken", base) / "adapter_model.safetensors").write_bytes(b"cut")
+    return compute_deltas(root / "zoo", PROBES, cache_dir=root / "deltas")
+
+
+def write(run, folder) -> str:
+    found = run.delta_set
+    score, by_layer = analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found)
+    page.write_page(run, score, by_layer, ACCEPTANCE.set_index("criterion"), folder)
+    return (folder / "index.html").read_text()
+
+
+def unpacked(text: str, name: str) -> str:
+    """Decoded here as the page's own program does it."""
+    size, packed = re.search(rf"id={name} data-bytes=(\d+)>([^<]*)<", text).groups()
+    digits = json.loads(re.search(r"\[\.\.\.(\".*?\")\]\.forEach", text)[1])
+    usual = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+    return gzip.decompress(base64.b85decode(packed.translate(str.maketrans(digits, usual)))[: int(size)]).decode()
+
+
+def test_what_stands_on_the_page(run, tmp_path):
+    figures.save(figures.norms([1.0, 2.0], ["a", "b"], 5.0), tmp_path, "norms")
+    (tmp_path / "deltas.csv").write_text("")
+    (tmp_path / "01_probes.html").write_text("")
+    text = write(run, tmp_path)
+    score = analysis.silhouette(run.delta_set.deltas(), run.delta_set.domains).score
+    assert f"<h1>5 adapters of {run.base_model}</h1>" in text and f"silhouette by domain {score:.2f}" in text
+    assert "5 with a delta, 1 that could not be used" in text and "float32" in text and "torch 2.13.0" in text
+    assert "&lt;b&gt;broken" in text and "<b>broken" not in text and "is damaged or cut off" in text
+    assert "7&nbsp;&nbsp;correct" in text and "<td>pass</td>" in text
+    assert all(name in text for name in run.delta_set.names)
+    assert re.findall(r'href="([^d"][^"]*)"', text) == ["01_probes.html", "04_analysis.html"]
+    assert text.count('src="data:image/png') == 1
+    assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+
+
+def test_the_map_has_a_frame_for_every_layer(run, tmp_path):
+    found = run.delta_set
+    figure = json.loads(unpacked(write(run, tmp_path), "figure"))
+    assert [frame["name"] for frame in figure["frames"]] == ["0", "1", "2", "3"]
+    assert "Plotly" in unpacked((tmp_path / "index.html").read_text(), "plotly")
+    domains = sorted(set(found.domains))
+    for layer, frame in enumerate(figure["frames"][1:], start=1):
+        points = np.zeros((5, 2))
+        for domain, trace in zip(domains, frame["data"][:-1], strict=True):
+            assert trace["name"] == domain
+            mine = [i for i in range(5) if found.domains[i] == domain]
+            points[mine] = np.c_[numbers(trace["x"]), numbers(trace["y"])]
+            assert [text.split("</b>")[0] for text in trace["text"]] == [f"<b>{found.names[i]}" for i in mine]
+        expected, _ = analysis.pca(found.deltas(layer))
+        np.testing.assert_allclose(abs(points), abs(expected), atol=1e-4)
+        score = analysis.silhouette(found.deltas(layer), found.domains).score
+        assert frame["layout"]["title"]["text"] == f"Layer {layer}: silhouette by domain {score:.3f}"
+
+
+def numbers(array) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"]) if isinstance(array, dict) else array
+
+
+def test_with_very_many_points_the_slider_has_fewer_layers_and_still_the_last(run, monkeypatch):
+    monkeypatch.setattr(page, "POINTS", 10)
+    figure = page.layer_map(run.delta_set, analysis.silhouette_by_layer(run.delta_set))
+    assert [frame.name for frame in figure.frames] == ["1", "3"]
+    assert figure.layout.title.text.startswith("Layer 3")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_small_collections_have_a_page(run, tmp_path, count):
+    from dataclasses import replace
+
+    text = write(replace(run, delta_set=run.delta_set.subset(range(count))), tmp_path)
+    assert f"{count} adapters of" in text and ("A map needs at least two adapters" in text) == (count < 2)
+
+
+def test_pictures_are_small_and_keep_their_colours(tmp_path):
+    file = tmp_path / "norms.png"
+    figures.save(figures.norms(np.arange(1, 9.0), ["math", "code"] * 4, 50.0), tmp_path, "norms")
+    data = re.search(r"base64,([^\"]*)", page._picture(file, ""))[1]
+    (tmp_path / "packed.png").write_bytes(base64.b64decode(data))
+    assert len(data) < file.stat().st_size
+    one, other = (np.array(Image.open(f).convert("RGB"), int) for f in (file, tmp_path / "packed.png"))
+    assert one.shape == other.shape and abs(one - other).mean() < 1
+
+
+def test_live_widgets_are_taken_out_of_an_executed_notebook_and_its_page(tmp_path):
+    import nbformat
+
+    view, picture = {"model_id": "abc", "version_major": 2, "version_minor": 0}, "iVBORw0KGgo="
+    data = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "explorer: 0.750", "image/png": picture}
+    output = nbformat.v4.new_output("execute_result", data, execution_count=1)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("e", outputs=[output], execution_count=1)])
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"abc": {}}}}
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    strip_widgets(tmp_path / "n.ipynb")
+    [cell] = nbformat.read(tmp_path / "n.ipynb", 4).cells
+    assert set(cell.outputs[0].data) == {"text/plain", "image/png"}
+    text = to_html(tmp_path / "n.ipynb").read_text()
+    assert picture in text and "widget-state" not in text and "html-manager" not in text
