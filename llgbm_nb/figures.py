@@ -264,7 +264,9 @@ def silhouette_bars(score: Silhouette, names, domains):
     ]  # fmt: skip
     figure = _new_figure(7, min(8.0, 0.2 * len(order) + 1.5))
     axis = figure.add_subplot()
-    axis.barh(range(len(order)), score.samples[order], color=[styles[domains[i]][0] for i in order], height=0.8)
+    colours = [styles[domains[i]][0] for i in order]
+    thick = 0.8 if len(order) <= LABELS else 1.0
+    axis.barh(range(len(order)), score.samples[order], color=colours, height=thick, linewidth=0)  # edges would hide it
     axis.axvline(score.score, color="black", linewidth=1, linestyle="--")
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set(yticks=[], ylim=(len(order) - 0.4, -0.6), xlabel="silhouette of the adapter (dashed: mean)")

@@ -90,3 +90,19 @@ def test_titles_say_the_finding():
     some = ["a", "b", "c"] * 2 + ["unknown"] * 3  # in no score
     mean = np.mean([cosines[i, j] for i in range(6) for j in range(6) if i != j and some[i] == some[j]])
     assert f"within a domain {mean:.2f}" in texts(draw_all(deltas, names, some)["heatmap"])
+
+
+@pytest.mark.parametrize("count", [15, 60, 600])
+def test_bars_and_points_have_their_domains_colour_however_many_there_are(count):
+    centres = np.eye(3, 8)[np.arange(count) % 3]
+    deltas, names, domains = collection(count, ["a", "b", "c"] * (count // 3))
+    drawn = draw_all((0.1 * deltas + centres).astype(np.float32), names, domains)
+    for name in ("bars", "map", "norms", "heatmap"):
+        for legend in filter(None, (*(axis.get_legend() for axis in drawn[name].axes), *drawn[name].legends)):
+            legend.remove()
+        drawn[name].canvas.draw()
+        pixels = np.asarray(drawn[name].canvas.buffer_rgba())[..., :3]
+        for colour, _ in figures.domain_styles(domains).values():
+            wanted = np.array(plt.matplotlib.colors.to_rgb(colour)) * 255
+            share = (abs(pixels - wanted).max(axis=-1) < 40).mean()
+            assert share > 1e-4 * (20 if name == "bars" else 1), (name, colour, share)
