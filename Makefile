@@ -22,7 +22,8 @@ OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file
           $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute) \
           $(if $(ACCEPTANCE),--acceptance-sample '$(ACCEPTANCE)')
 
-.PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory lint clean
+.PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
+        bench-explorer bench-headless lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -73,6 +74,12 @@ bench-cache: $(READY)  ## what saving, a cached run and reading one layer cost w
 
 bench-memory: $(READY)  ## resident memory over 500 adapters of the demo base, of all kinds
 	$(BIN)/python benchmarks/memory.py
+
+bench-explorer: $(READY)  ## from a change in the explorer to its new picture, in a browser (needs chromium)
+	$(BIN)/python benchmarks/explorer.py
+
+bench-headless: $(READY)  ## forty headless runs of 04_analysis, four at a time: does one hang?
+	$(BIN)/python benchmarks/headless.py
 
 lint: $(READY)  ## ruff on code and notebooks
 	$(BIN)/ruff check --quiet .

@@ -59,7 +59,7 @@ class Explorer(widgets.VBox):
         one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
         self._tsne = lru_cache(64)(self._map_of)
-        self._order = maps.heatmap_order(delta_set.domains)
+        self._rows = maps.heatmap_rows(delta_set.domains)  # adapters of each row of the heatmap
         self._styles = figures.domain_styles(delta_set.domains)
 
         self.layer = widgets.SelectionSlider(
@@ -174,7 +174,7 @@ class Explorer(widgets.VBox):
                 xaxis=dict(title_text=seen.axes[0], range=ranges[0]),
                 yaxis=dict(title_text=seen.axes[1], range=ranges[1]),
             )
-            self._heat.z = seen.cosines[np.ix_(self._order, self._order)].astype(np.float32)
+            self._heat.z = maps.heatmap(seen.cosines, self._rows)
             self._here.x, self._here.y = [layer], [_or_none(seen.score.score)]
             self._mark()
         self.headline.value = self._headline()
@@ -196,7 +196,7 @@ class Explorer(widgets.VBox):
         with self.figure.batch_update():
             self._ring.x, self._ring.y = (seen.points[[i], 0], seen.points[[i], 1]) if some else ([], [])
             if some:
-                row = int(np.flatnonzero(self._order == i)[0])
+                row = next(number for number, adapters in enumerate(self._rows) if i in adapters)
                 self._frame.update(y0=row - 0.5, y1=row + 0.5)
             self._frame.visible = some
         if not some:
@@ -217,7 +217,7 @@ class Explorer(widgets.VBox):
 
     def _new_figure(self, numbers) -> go.Figure:
         """Silhouette by layer above; below it the map at the left and the heatmap at the right. No numbers yet."""
-        found, names = self.delta_set, [maps.plain(self.delta_set.names[i]) for i in self._order]
+        found, names = self.delta_set, maps.row_names(self._rows, self.delta_set.names)
         nothing = np.zeros((len(found), 2))
         figure = go.Figure(maps.map_traces(nothing, found.domains, [""] * len(found)))
         many = len(figure.data)
@@ -238,7 +238,7 @@ class Explorer(widgets.VBox):
             cliponaxis=False,
             hoverinfo="skip",
         )  # fmt: skip
-        named = len(names) <= NAMES and max(map(len, names), default=0) <= 24
+        named = len(found) <= NAMES and max(map(len, names), default=0) <= 24
         grid = dict(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
         spread = dict(linecolor=_INK, showline=True)
         figure.update_layout(
@@ -270,14 +270,15 @@ class Explorer(widgets.VBox):
 
     def _domain_bars(self) -> list[dict]:
         """The domains' colours along the heatmap's left edge."""
-        bars, start = [], 0
-        for domain, mine in maps.by_domain(self.delta_set.domains).items():
-            bars.append(dict(
-                type="rect", xref="x2 domain", yref="y2", x0=-0.025, x1=-0.005, y0=start - 0.5,
-                y1=start + len(mine) - 0.5, fillcolor=maps.colour(self._styles[domain]), line_width=0,
-            ))  # fmt: skip
-            start += len(mine)
-        return bars
+        domains = [self.delta_set.domains[row[0]] for row in self._rows]
+        return [
+            dict(
+                type="rect", xref="x2 domain", yref="y2", x0=-0.025, x1=-0.005, y0=domains.index(domain) - 0.5,
+                y1=domains.index(domain) + domains.count(domain) - 0.5, line_width=0,
+                fillcolor=maps.colour(self._styles[domain]),
+            )
+            for domain in dict.fromkeys(domains)
+        ]  # fmt: skip
 
     @property
     def _map(self) -> tuple:

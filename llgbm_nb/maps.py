@@ -14,7 +14,8 @@ from .analysis import Silhouette, centered, nearest, norms, pca, silhouette, sim
 from .figures import domain_styles
 
 PROJECTIONS = ("PCA", "t-SNE")
-WEBGL = 1000  # from so many adapters on, points are drawn by WebGL
+CELLS = 250  # rows of a heatmap; about as many as there are pixels for
+WEBGL = 3000  # from so many adapters on, points are drawn by WebGL
 _SYMBOLS = {
     "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
 }  # fmt: skip
@@ -99,9 +100,29 @@ def colour(style: tuple) -> str:
     return to_hex(style[0])
 
 
-def heatmap_order(domains) -> np.ndarray:
-    """Rows of the heatmap: the domains one after the other, as in the legend."""
-    return np.concatenate([*by_domain(domains).values(), np.zeros(0, int)])
+def heatmap_rows(domains) -> list[np.ndarray]:
+    """Which adapters each row of the heatmap is of: the domains one after the other, as in the legend.
+
+    One adapter a row, or the mean of several of a domain where there are more than CELLS.
+    """
+    together = -(-len(domains) // CELLS)
+    starts = {domain: range(0, len(mine), together) for domain, mine in by_domain(domains).items()}
+    return [mine[i : i + together] for domain, mine in by_domain(domains).items() for i in starts[domain]]
+
+
+def heatmap(cosines: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    """Mean cosine between the adapters of each two of `rows`: float32 (rows, rows)."""
+    if not rows:
+        return np.zeros((0, 0), np.float32)
+    order, sizes = np.concatenate(rows), np.array([len(row) for row in rows])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    sums = np.add.reduceat(np.add.reduceat(cosines[np.ix_(order, order)], starts, axis=0), starts, axis=1)
+    return (sums / np.outer(sizes, sizes)).astype(np.float32)
+
+
+def row_names(rows: list[np.ndarray], names) -> list[str]:
+    """The adapter's name, or the first and the last one's where a row is of several."""
+    return [plain(names[row[0]]) + (f" … {plain(names[row[-1]])} ({len(row)})" if len(row) > 1 else "") for row in rows]
 
 
 def limits(points: np.ndarray) -> list[list[float]]:

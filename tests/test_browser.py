@@ -4,20 +4,14 @@ Needs Debian's package chromium (or CHROMIUM=/path/to/it); skipped where there i
 """
 
 import html
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-from test_notebooks import ENVIRONMENT
+from lab import CHROMIUM, PLOT, SECOND, chromium, jupyterlab, opened
 
 from llgbm_nb import analysis, compute_deltas, create_probes
 from llgbm_nb.acceptance import check_acceptance
@@ -25,25 +19,16 @@ from llgbm_nb.page import write_page
 from llgbm_nb.paths import ROOT
 from llgbm_nb.report import to_html
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed (apt-get install chromium)"),
 ]
-FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-SECOND = 1000
-PLOT = ".llgbm-explorer .js-plotly-plot"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + sandbox)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,43 +52,10 @@ def run(folder):
 
 
 @pytest.fixture(scope="module")
-def lab(folder, run, tmp_path_factory):
-    """JupyterLab's address, with this environment's kernel and nobody's settings."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("home")
-    settings = [f"--port={port}", "--no-browser", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
-    settings += ["--allow-root", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
-    environment = ENVIRONMENT | {"JUPYTER_CONFIG_DIR": str(home), "IPYTHONDIR": str(home), "PYTHONPATH": str(ROOT)}
-    command = [Path(sys.executable).parent / "jupyter", "lab", *settings]
-    with open(home / "log", "w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server:
-        try:
-            address = f"http://127.0.0.1:{port}"
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{address}/api")
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield address
-        finally:
-            server.terminate()
-
-
-@pytest.fixture(scope="module")
-def page(browser, lab):
+def page(browser, folder, run, tmp_path_factory):
     """04_analysis open in JupyterLab, all cells run."""
-    page = browser.new_page(viewport={"width": 1400, "height": 1500})
-    page.goto(f"{lab}/lab/tree/04_analysis.ipynb")
-    page.wait_for_selector(".jp-Notebook", timeout=120 * SECOND)
-    page.wait_for_function("window.jupyterapp !== undefined", timeout=60 * SECOND)
-    page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady", timeout=60 * SECOND)
-    page.evaluate("() => {jupyterapp.commands.execute('notebook:run-all-cells')}")  # the end of it is not waited for
-    page.wait_for_selector(f"{PLOT} .main-svg", timeout=300 * SECOND)
-    page.locator(PLOT).scroll_into_view_if_needed()
-    yield page
-    page.close()
+    with jupyterlab(folder, tmp_path_factory.mktemp("home")) as address:
+        yield opened(browser, address, "04_analysis.ipynb")
 
 
 def headline(page, *parts: str) -> str:

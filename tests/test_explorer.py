@@ -194,3 +194,20 @@ def test_nothing_in_it_can_hang_a_headless_run(explorer):
             yield from all_of(child)
 
     assert not any(isinstance(widget, widgets.Output) for widget in all_of(explorer))
+
+
+def test_a_heatmap_of_many_is_of_means_within_a_domain(found, monkeypatch):
+    monkeypatch.setattr("llgbm_nb.maps.CELLS", 6)
+    explorer = explore(found)
+    cosines = analysis.similarity(found.deltas())
+    rows = [(1, 4), (7, 10), (0, 3), (6, 9), (2, 5), (8, 11)]  # code, law, math
+    expected = [[np.mean([cosines[i, j] for i in one for j in other]) for other in rows] for one in rows]
+    np.testing.assert_allclose(explorer.figure.data[4].z, expected, atol=1e-6)
+    assert explorer.figure.data[4].y[1] == "n7 … n10 (2)"
+    explorer.select(9)
+    assert explorer.figure.layout.shapes[0].y0 == 2.5
+    assert [(shape.y0, shape.y1) for shape in explorer.figure.layout.shapes[1:]] == [
+        (-0.5, 1.5),
+        (1.5, 3.5),
+        (3.5, 5.5),
+    ]

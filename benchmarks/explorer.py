@@ -1,0 +1,101 @@
+"""From a change in the explorer to its new picture, in JupyterLab in a browser: `make bench-explorer`.
+
+Made-up collections of the demo base's shape (31 layers, hidden size 576, five probes). "kernel" is the time that the
+change takes in Python alone, "on screen" that from the key or the click to the browser's having drawn. Medians.
+"""
+
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+
+from llgbm_nb.deltas import DeltaSet
+from llgbm_nb.paths import ROOT
+
+sys.path.append(str(ROOT / "tests"))
+CHANGES = 10
+PROBES, LAYERS, HIDDEN = 5, 31, 576
+_DRAWN = """(done) => new Promise(resolve => {
+    const figure = document.querySelector(".llgbm-explorer .js-plotly-plot"), start = performance.now();
+    const look = () => eval(done)(figure) ? requestAnimationFrame(() => resolve(performance.now() - start))
+                                           : requestAnimationFrame(look);
+    look();
+})"""
+
+
+def made_up(count: int, domains=("code", "law", "math", "medicine")) -> DeltaSet:
+    """Adapters in planted clusters that part with the layers."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(len(domains), HIDDEN)).astype(np.float32)
+    differences = random.normal(size=(count, PROBES, LAYERS, HIDDEN)).astype(np.float32)
+    for i in range(count):
+        differences[i] += centres[i % len(domains)] * np.linspace(0, 0.6, LAYERS, dtype=np.float32)[None, :, None]
+    names, labels = tuple(f"adapter-{i}" for i in range(count)), tuple(domains[i % len(domains)] for i in range(count))
+    probes, base = tuple(f"probe {i}" for i in range(PROBES)), np.ones((PROBES, LAYERS, HIDDEN), np.float32)
+    return DeltaSet(names, names, labels, ("LoRA r16 q,v",) * count, probes, base, tuple(differences))
+
+
+def in_the_kernel(count: int) -> list[float]:
+    """Medians of what a change of layer and a change of probes take in Python."""
+    from llgbm_nb.explorer import explore
+
+    explorer, times = explore(made_up(count)), [[], []]
+    for change in range(CHANGES):
+        for kind, (control, value) in enumerate(
+            ((explorer.layer, LAYERS - 2 - change), (explorer.probes[0], bool(change % 2)))
+        ):
+            start = time.perf_counter()
+            control.value = value
+            times[kind].append(time.perf_counter() - start)
+    return [statistics.median(each) for each in times]
+
+
+def on_screen(page) -> list[float]:
+    """The same as seen in the browser. A change of probes is a new picture before the silhouettes are all there."""
+    handle, box = page.locator(".llgbm-explorer .noUi-handle"), page.locator(".llgbm-explorer input").first
+    times = [[], []]
+    for change in range(CHANGES):
+        layer = LAYERS - 2 - change
+        handle.focus()
+        start = time.perf_counter()
+        page.keyboard.press("ArrowLeft")
+        page.evaluate(_DRAWN, f"figure => figure._fullData.at(-1).x[0] == {layer}")
+        times[0].append(time.perf_counter() - start)
+        page.wait_for_timeout(1500)
+        before = page.evaluate("() => String(document.querySelector('.js-plotly-plot')._fullData[0].x[0])")
+        start = time.perf_counter()
+        box.click()
+        page.evaluate(_DRAWN, f"figure => String(figure._fullData[0].x[0]) != '{before}'")
+        times[1].append(time.perf_counter() - start)
+        page.wait_for_timeout(3000)
+    return [statistics.median(each) for each in times]
+
+
+def main() -> None:
+    from lab import chromium, jupyterlab, opened
+
+    print("| adapters | change | kernel, s | on screen, s |\n|---:|---|---:|---:|")
+    with contextlib.ExitStack() as stack:
+        folder, home = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
+        address, browser = stack.enter_context(jupyterlab(folder, home)), stack.enter_context(chromium())
+        for count in map(int, sys.argv[1:] or ("50", "1000")):
+            code = f"import sys\nsys.path.append({str(ROOT / 'benchmarks')!r})\n"
+            code += f"from explorer import made_up\nfrom llgbm_nb.explorer import explore\nexplore(made_up({count}))"
+            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+            nbformat.write(notebook, folder / f"{count}.ipynb")
+            page = opened(browser, address, f"{count}.ipynb")
+            page.wait_for_timeout(3000)
+            seen = on_screen(page)
+            page.close()
+            for name, kernel, screen in zip(("layer", "probes"), in_the_kernel(count), seen, strict=True):
+                print(f"| {count} | {name} | {kernel:.3f} | {screen:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
