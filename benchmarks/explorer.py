@@ -64,7 +64,9 @@ def on_screen(page) -> list[float]:
         handle.focus()
         start = time.perf_counter()
         page.keyboard.press("ArrowLeft")
-        page.evaluate(_DRAWN, f"figure => figure._fullData.at(-1).x[0] == {layer}")
+        page.evaluate(
+            _DRAWN, f"figure => figure.data.find(t => t.xaxis == 'x3' && t.mode == 'markers').x[0] == {layer}"
+        )
         times[0].append(time.perf_counter() - start)
         page.wait_for_timeout(1500)
         before = page.evaluate("() => String(document.querySelector('.js-plotly-plot')._fullData[0].x[0])")
@@ -72,7 +74,7 @@ def on_screen(page) -> list[float]:
         box.click()
         page.evaluate(_DRAWN, f"figure => String(figure._fullData[0].x[0]) != '{before}'")
         times[1].append(time.perf_counter() - start)
-        page.wait_for_timeout(3000)
+        page.wait_for_timeout(1500)
     return [statistics.median(each) for each in times]
 
 

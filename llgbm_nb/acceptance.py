@@ -19,7 +19,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from .activations import BaseModel, base_folder, first_sentence, quiet_transformers
 from .adapters import Adapter
-from .analysis import norms, silhouette, silhouette_by_layer
+from .analysis import ALL_ZERO, norms, silhouette, silhouette_by_layer
 from .deltas import DeltaRun, compute_deltas
 from .engine import Engine
 from .reference import reference_activations, reference_delta
@@ -163,7 +163,7 @@ def _deterministic(run: DeltaRun, adapters: list[Adapter]):
 
 def _domains(run: DeltaRun):
     last = silhouette(run.delta_set.deltas(), run.delta_set.domains)
-    if last.note:
+    if last.note and last.note != ALL_ZERO:
         return SKIPPED, last.note
     layers = silhouette_by_layer(run.delta_set)
     if layers.isna().all():

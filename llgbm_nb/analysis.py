@@ -16,6 +16,8 @@ from sklearn.preprocessing import normalize
 
 from .adapters import UNKNOWN
 
+ALL_ZERO = "All deltas are zero: no adapter changes anything at this layer."
+
 
 @dataclass(frozen=True)
 class Silhouette:
@@ -55,6 +57,8 @@ def silhouette(deltas: np.ndarray, domains) -> Silhouette:
         return Silhouette(np.nan, samples, f"A silhouette needs at least two domains; there is {there} here.")
     if labelled.sum() <= len(kinds):
         return Silhouette(np.nan, samples, "A silhouette needs a domain with at least two adapters; each has one here.")
+    if not np.any(deltas[labelled]):
+        return Silhouette(np.nan, samples, ALL_ZERO)
     rows = normalize(deltas[labelled].astype(np.float64))
     member = np.eye(len(kinds))[own]  # (adapters, domains)
     size, each = member.sum(axis=0), np.arange(len(rows))

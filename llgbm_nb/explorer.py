@@ -17,8 +17,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from . import figures, maps
-from .analysis import centered, nearest
+from .analysis import centered, nearest, silhouette
 from .deltas import DeltaSet, mean_over_probes
+from .errors import InputError
 
 MEMORY = 2**30  # bytes of hidden states that are held, so that a change need not read them again
 NAMES = 30  # with more adapters than this, or longer names, the heatmap has none at its edge
@@ -36,6 +37,8 @@ class _Surroundings(anywidget.AnyWidget):
     _css = """.llgbm-explorer .js-plotly-plot :is([class$=tick], .cbaxis, .infolayer) text
         {fill: var(--jp-content-font-color1, #333) !important}
         .llgbm-explorer td, .llgbm-explorer th {padding: 0 .8em 0 0; text-align: left; line-height: 1.5}
+        .llgbm-explorer .js-plotly-plot {min-width: 760px}
+        .llgbm-explorer .widget-readout {flex: 0 0 100px}
         .llgbm-explorer td.n {text-align: right; font-variant-numeric: tabular-nums}"""
 
 
@@ -85,10 +88,10 @@ class Explorer(widgets.VBox):
         self.figure = self._new_figure(numbers)
         self._on_new_deltas()
         self.figure = go.FigureWidget(self.figure)  # with its numbers in it: the first picture is whole
-        self.figure._config = {"responsive": True, "displaylogo": False}
+        self.figure._config = {"responsive": True, "displayModeBar": False}  # it would cover the silhouette
 
         ticks = widgets.HBox(
-            [part for pair in zip(self.probes, names, strict=True) for part in pair],
+            [widgets.HBox(pair) for pair in zip(self.probes, names, strict=True)],
             layout=widgets.Layout(flex_flow="row wrap", max_height="90px", overflow="auto"),
         )
         controls = widgets.HBox(
@@ -100,7 +103,7 @@ class Explorer(widgets.VBox):
 
         self.layer.observe(self._on_change, "value")
         self.projection.observe(self._on_change, "value")
-        self.color.observe(lambda change: self._paint(), "value")
+        self.color.observe(lambda change: self.chosen and self._paint(), "value")
         for control in (self.center, *self.probes):
             control.observe(self._on_new_deltas, "value")
         for trace, mine in zip(self._map, maps.by_domain(delta_set.domains).values(), strict=True):
@@ -121,6 +124,8 @@ class Explorer(widgets.VBox):
 
     def select(self, adapter: int | None) -> None:
         """Mark an adapter (its index) on map and heatmap, and list its nearest ones; None: no adapter."""
+        if adapter is not None and not 0 <= adapter < len(self.delta_set):
+            raise InputError(f"there is no adapter {adapter}; they are counted from 0 to {len(self.delta_set) - 1}")
         self.selected = None if adapter is None else int(adapter)
         self._mark()
 
@@ -130,11 +135,15 @@ class Explorer(widgets.VBox):
         """Another layer or projection."""
         if not self.chosen:
             self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
+            self._clear()
             return
         layer, center, projection = self.layer.value, self.center.value, self.projection.value
         self.layer.continuous_update = projection == "PCA"  # t-SNE takes seconds: only where the slider is let go
         if projection == "t-SNE":
-            self.headline.value = f"<b>computing t-SNE of {len(self.delta_set)} adapters …</b>"
+            self.headline.value = f"<b>computing t-SNE of {_count(self.delta_set)} …</b>"
+            with self.figure.batch_update():
+                for trace in self._map:
+                    trace.opacity = 0.2  # of the old picture, until there is the new one
             self.view = self._tsne(layer, center, self.chosen)
         else:
             self.view = maps.view(self.deltas(layer), self.delta_set.domains, center, projection, self.view)
@@ -152,7 +161,7 @@ class Explorer(widgets.VBox):
     def _score(self, layer: int) -> float:
         deltas = self.deltas(layer)
         compared = centered(deltas) if self.center.value and len(deltas) else deltas
-        return maps.score(compared, self.delta_set.domains).score
+        return silhouette(compared, self.delta_set.domains).score
 
     def _map_of(self, layer: int, center: bool, probes: tuple) -> maps.View:
         return maps.view(self.deltas(layer), self.delta_set.domains, center, "t-SNE", self.view)
@@ -166,7 +175,7 @@ class Explorer(widgets.VBox):
         with self.figure.batch_update():
             for trace, (domain, mine) in zip(self._map, maps.by_domain(found.domains).items(), strict=True):
                 trace.x, trace.y = seen.points[mine, 0], seen.points[mine, 1]
-                trace.text = [texts[i] for i in mine]
+                trace.text, trace.opacity = [texts[i] for i in mine], 1
                 trace.marker.coloraxis = "coloraxis2" if by_norm else None
                 trace.marker.color = seen.norms[mine] if by_norm else maps.colour(self._styles[domain])
             self.figure.layout.coloraxis2.showscale = by_norm
@@ -174,15 +183,27 @@ class Explorer(widgets.VBox):
                 xaxis=dict(title_text=seen.axes[0], range=ranges[0]),
                 yaxis=dict(title_text=seen.axes[1], range=ranges[1]),
             )
+            for key, style in zip(self._keys, self._styles.values(), strict=True):
+                key.marker.color = _INK if by_norm else maps.colour(style)
+            self._heat.visible = True
             self._heat.z = maps.heatmap(seen.cosines, self._rows)
             self._here.x, self._here.y = [layer], [_or_none(seen.score.score)]
             self._mark()
         self.headline.value = self._headline()
 
+    def _clear(self) -> None:
+        """No picture: there is nothing to show."""
+        with self.figure.batch_update():
+            for trace in (*self._map, self._ring, self._here):
+                trace.x, trace.y = [], []
+            self._curve.y = [None] * len(self._curve.x)
+            self._heat.visible = self._frame.visible = False
+        self.nearest.value = ""
+
     def _headline(self) -> str:
         score, numbers = self.view.score, [number for _, number in self.layer.options]
         about = [
-            f"{len(self.delta_set)} adapters", f"layer {_layer_name(self.layer.value, numbers)}",
+            _count(self.delta_set), f"layer {_layer_name(self.layer.value, numbers)}",
             f"{len(self.chosen)} of {len(self.probes)} probes",
             "minus the pool's mean delta" if self.center.value else "deltas as they are", self.projection.value,
         ]  # fmt: skip
@@ -192,7 +213,7 @@ class Explorer(widgets.VBox):
     def _mark(self) -> None:
         """The selected adapter's ring, row and neighbours."""
         i, seen, found = self.selected, self.view, self.delta_set
-        some = i is not None and seen is not None
+        some = i is not None and seen is not None and bool(self.chosen)
         with self.figure.batch_update():
             self._ring.x, self._ring.y = (seen.points[[i], 0], seen.points[[i], 1]) if some else ([], [])
             if some:
@@ -238,27 +259,39 @@ class Explorer(widgets.VBox):
             cliponaxis=False,
             hoverinfo="skip",
         )  # fmt: skip
+        for domain, style in self._styles.items():  # the legend's, of one colour each
+            figure.add_scatter(
+                x=[None], y=[None], mode="markers", name=maps.plain(domain), hoverinfo="skip",
+                marker=dict(color=maps.colour(style), symbol=maps.SYMBOLS[style[1]], size=9),
+            )  # fmt: skip
+        figure.update_traces(showlegend=False, selector=lambda trace: trace in figure.data[: len(self._styles)])
         named = len(found) <= NAMES and max(map(len, names), default=0) <= 24
         grid = dict(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
         spread = dict(linecolor=_INK, showline=True)
         figure.update_layout(
-            height=640, autosize=True, margin=dict(l=66, r=106, t=10, b=10), font_color=_INK, template="none",
+            height=640, autosize=True, margin=dict(l=66, r=134, t=10, b=10), font_color=_INK, template="none",
             paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
-            legend=dict(orientation="h", x=0, y=-0.13, yanchor="top", itemsizing="constant"),
-            xaxis=dict(domain=[0, 0.47], anchor="y", showticklabels=False, **grid, **spread),
-            yaxis=dict(domain=[0, 0.76], anchor="x", showticklabels=False, title_standoff=8, **grid, **spread),
-            xaxis2=dict(domain=[0.66 if named else 0.58, 1], anchor="y2", showticklabels=False, type="category",
-                ticks=""),
+            legend=dict(
+                orientation="h", x=0, y=-0.13, yanchor="top", itemsizing="constant", itemclick=False,
+                itemdoubleclick=False,
+            ),
+            xaxis=dict(domain=[0, 0.47], anchor="y", showticklabels=False, title_standoff=8, **grid, **spread),
+            yaxis=dict(domain=[0, 0.74], anchor="x", showticklabels=False, title_standoff=8, **grid, **spread),
+            xaxis2=dict(
+                domain=[0.66 if named else 0.58, 1], anchor="y2", showticklabels=False, showgrid=False, ticks="",
+                type="category",
+            ),
             yaxis2=dict(
-                domain=[0, 0.76], anchor="x2", autorange="reversed", showticklabels=named, ticks="",
+                domain=[0, 0.74], anchor="x2", autorange="reversed", showticklabels=named, showgrid=False, ticks="",
                 ticksuffix="\u2002\u2002", type="category", dtick=1,
             ),
             xaxis3=dict(domain=[0, 1], anchor="y3", range=[min(numbers), max(numbers)], **grid),
-            yaxis3=dict(domain=[0.86, 1], anchor="x3", title_text="silhouette", nticks=4, **grid),
+            yaxis3=dict(domain=[0.88, 1], anchor="x3", title_text="silhouette", nticks=4, **grid),
             coloraxis=dict(cmin=-1, cmax=1, colorscale="RdBu_r", colorbar=dict(
-                x=1.01, y=0.38, len=0.76, thickness=12, title=dict(text="cosine", side="right"), outlinewidth=0)),
+                x=1.01, y=0.37, len=0.74, thickness=12, title=dict(text="cosine", side="right"), outlinewidth=0)),
             coloraxis2=dict(colorscale="Viridis", showscale=False, colorbar=dict(
-                x=0.475, y=0.38, len=0.76, thickness=12, title=dict(text="norm", side="right"), outlinewidth=0)),
+                orientation="h", x=0.235, y=0.75, yanchor="bottom", len=0.47, thickness=8,
+                title=dict(text="norm of the delta", side="top"), outlinewidth=0)),
             shapes=[
                 dict(type="rect", xref="x2", yref="y2", x0=-0.5, x1=len(names) - 0.5, y0=0, y1=0, visible=False,
                      line=dict(color="#d00000", width=2)),
@@ -301,6 +334,10 @@ class Explorer(widgets.VBox):
         return self.figure.data[self._many + 3]
 
     @property
+    def _keys(self) -> tuple:
+        return self.figure.data[self._many + 4 :]
+
+    @property
     def _frame(self):
         return self.figure.layout.shapes[0]
 
@@ -318,6 +355,10 @@ class Explorer(widgets.VBox):
         bundle["image/png"] = base64.b64encode(picture.getvalue()).decode()
         bundle["text/plain"] = "explorer: " + self.headline.value.replace("<b>", "").replace("</b>", "")
         return bundle
+
+
+def _count(delta_set: DeltaSet) -> str:
+    return f"{len(delta_set)} adapter{'' if len(delta_set) == 1 else 's'}"
 
 
 def _layer_name(number: int, numbers) -> str:

@@ -16,7 +16,7 @@ from .figures import domain_styles
 PROJECTIONS = ("PCA", "t-SNE")
 CELLS = 250  # rows of a heatmap; about as many as there are pixels for
 WEBGL = 3000  # from so many adapters on, points are drawn by WebGL
-_SYMBOLS = {
+SYMBOLS = {
     "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
 }  # fmt: skip
 
@@ -46,14 +46,7 @@ def view(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", lik
         points = turned(points, like.points if same else None, mirror_only=True)
     else:
         points, axes = turned(points, like and like.points), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
-    return View(points, axes, norms(deltas), similarity(compared), score(compared, domains))
-
-
-def score(deltas: np.ndarray, domains) -> Silhouette:
-    """The silhouette; where no adapter moves anything, there is none."""
-    if len(deltas) and not deltas.any():
-        return Silhouette(np.nan, np.full(len(deltas), np.nan), "All deltas are zero at this layer.")
-    return silhouette(deltas, domains)
+    return View(points, axes, norms(deltas), similarity(compared), silhouette(compared, domains))
 
 
 def plain(text: str) -> str:
@@ -86,7 +79,7 @@ def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter
         kind(
             x=points[mine, 0], y=points[mine, 1], text=[texts[i] for i in mine], mode="markers", name=plain(domain),
             marker=dict(
-                color=colour(styles[domain]), symbol=_SYMBOLS[styles[domain][1]], size=size,
+                color=colour(styles[domain]), symbol=SYMBOLS[styles[domain][1]], size=size,
                 line=dict(width=0.5, color="#333333"),
             ),
             hovertemplate="%{text}<extra></extra>",

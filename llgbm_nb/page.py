@@ -46,13 +46,14 @@ def write_page(
         return "No output_dir is set, so no index.html was written."
     found = run.delta_set
     finding = f"silhouette by domain {score.score:.2f}" if not score.note else score.note
+    finding = finding if len(found) else "No adapter could be used."
     failed = [record for record in run.records if record["status"] == "failed"]
-    title = f"{len(found)} adapters of {run.base_model}"
+    title = f"{len(found)} adapter{'' if len(found) == 1 else 's'} of {run.base_model}"
     parts = [
         f"<h1>{html.escape(title)}</h1><p class=finding>{html.escape(finding)}</p>",
         _facts(run),
         "<h2>The map, layer by layer</h2>" + _map(found, by_layer),
-        *(_picture(folder / f"{name}.png", text) for name, text in PICTURES.items()),
+        *(_picture(folder / f"{name}.png", text) for name, text in PICTURES.items() if len(found)),
         f"<h2>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
         "<h2>Is the run sound?</h2>" + _table(acceptance.reset_index()),
         "<h2>All adapters</h2>" + _adapters([r for r in run.records if r["status"] != "failed"]),
@@ -94,7 +95,9 @@ def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
     figure.update_layout(last.layout)
     figure.update_layout(
         template="none", height=640, autosize=True, hovermode="closest", margin=dict(l=60, r=20, t=40, b=20),
-        title=dict(x=0, xref="paper", font_size=14), legend=dict(x=1.01, y=0.75, yanchor="top"),
+        title=dict(x=0, xref="paper", font_size=14), legend=dict(
+            x=1.01, y=0.75, yanchor="top", itemclick=False, itemdoubleclick=False,
+        ),
         xaxis=dict(showticklabels=False, showline=True, **grid),
         yaxis=dict(showticklabels=False, showline=True, domain=[0, 0.78], **grid),
         xaxis2=dict(anchor="y2", range=[min(numbers), max(numbers)], title_text="layer", title_standoff=2, **grid),
@@ -127,8 +130,9 @@ def _map(found: DeltaSet, by_layer: pd.Series) -> str:
     if len(found) < 2:
         return "<p>A map needs at least two adapters.</p>"
     return (
-        "<p>Point at an adapter to see its name, its norm and what is nearest to it; move the slider to see the "
-        "domains come together or fall apart. Principal components of the deltas' directions.</p><div id=map></div>"
+        "<p class=screen>Point at an adapter to see its name, its norm and what is nearest to it; move the slider to "
+        "see the domains come together or fall apart.</p><p>Principal components of the deltas' directions.</p>"
+        "<div id=map></div>"
         + _packed("figure", layer_map(found, by_layer).to_json())
         + _packed("plotly", get_plotlyjs())
         + f"<script>{_SHOW.replace('DIGITS', json.dumps(_DIGITS))}</script>"
@@ -224,11 +228,13 @@ const program = document.createElement("script");
 program.textContent = await unpack("plotly");
 document.head.append(program);
 const figure = JSON.parse(await unpack("figure"));
-const map = document.getElementById("map"), options = {responsive: true, displaylogo: false};
+const map = document.getElementById("map"), options = {responsive: true, displayModeBar: false};
 await Plotly.newPlot(map, figure.data, figure.layout, options);
 await Plotly.addFrames(map, figure.frames);
-window.addEventListener("beforeprint", () => Plotly.relayout(map, {width: 680}));
-window.addEventListener("afterprint", () => Plotly.relayout(map, {width: null, autosize: true}));
+window.addEventListener("beforeprint", () =>
+  Plotly.relayout(map, {width: 680, height: 480, "sliders[0].visible": false}));
+window.addEventListener("afterprint", () =>
+  Plotly.relayout(map, {width: null, height: 640, autosize: true, "sliders[0].visible": true}));
 map.dataset.ready = "yes";
 })();
 """
@@ -246,7 +252,7 @@ td {overflow-wrap: anywhere} .facts th {font-weight: 600; white-space: nowrap} .
 figure {margin: 2em 0} img {max-width: min(100%, 760px)} figcaption {color: #555}
 pre {white-space: pre-wrap; margin: 0} summary {cursor: pointer; color: #555}
 @media print {body {margin: 0; max-width: none} figure, tr, #map {break-inside: avoid} a {color: inherit}
-  .updatemenu-container, .slider-container, .modebar, details {display: none}}
+  img {max-height: 400px} .screen, .modebar, details {display: none}}
 </style></head><body>
 $body
 </body></html>

@@ -33,7 +33,8 @@ DEFAULTS = dict(
     max_length=256, dtype="float32", device="auto", adapters_per_pass=0, force_recompute=False, trust_remote_code=False,
     acceptance_sample=4,
 )  # fmt: skip
-CELL_TIMEOUT = 12 * 3600  # seconds; a cell that runs longer hangs
+CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
+DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
 
 
 def versions() -> str:
@@ -124,7 +125,8 @@ def run_report(name: str = "", **parameters) -> Path:
         try:
             papermill.execute_notebook(
                 str(source), str(target), mine, kernel_name="python3", cwd=str(source.parent), progress_bar=False,
-                execution_timeout=CELL_TIMEOUT, extra_arguments=["--IPKernelApp.log_level=40"],
+                execution_timeout=DELTAS_TIMEOUT if notebook.startswith("03") else CELL_TIMEOUT,
+                extra_arguments=["--IPKernelApp.log_level=40"],
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             strip_widgets(target)
@@ -212,8 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     points, refused = summary["acceptance"], summary["failed"]
+    lines = [f"{folder}: {reason}" for folder, reason in refused.items()]
     if refused:
-        print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *refused, sep="\n  ")
+        print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *lines, sep="\n  ")
     failed = [name for name, point in points.items() if point["result"] == "FAIL"]
     print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
     print(f"open {shown(folder)}/index.html")

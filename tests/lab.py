@@ -58,7 +58,7 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
 def opened(browser, address: str, notebook: str):
     """A page with the notebook open in JupyterLab, its cells run as far as the explorer's first picture."""
     page = browser.new_page(viewport={"width": 1400, "height": 1500})
-    page.goto(f"{address}/lab/tree/{notebook}")
+    page.goto(f"{address}/lab/tree/{notebook}?reset")  # without what was open before
     page.wait_for_selector(".jp-Notebook", timeout=120 * SECOND)
     page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=60 * SECOND)
     page.evaluate("() => {jupyterapp.commands.execute('notebook:run-all-cells')}")  # the end of it is not waited for

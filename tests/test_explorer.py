@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_analysis import delta_set
 
-from llgbm_nb import analysis
+from llgbm_nb import InputError, analysis
 from llgbm_nb.explorer import explore
 
 RNG = np.random.default_rng(0)
@@ -72,14 +72,23 @@ def test_every_setting_shows_the_numbers_of_analysis(found, explorer, layer, pro
 
 def test_no_probe_and_no_change_are_sentences(explorer):
     explorer.layer.value = 0
-    assert explorer.headline.value.startswith("All deltas are zero at this layer. · 12 adapters · layer 0 (embeddings)")
+    assert explorer.headline.value.startswith(
+        "All deltas are zero: no adapter changes anything at this layer. · 12 adapters · layer 0 (embeddings)"
+    )
     explorer.layer.value = 2
     for box in explorer.probes[:-1]:
         box.value = False
     before = positions(explorer)
+    explorer.select(0)
     explorer.probes[-1].value = False
-    assert "No probe is ticked" in explorer.headline.value
+    explorer.color.value, explorer.layer.value = "norm", 3
+    assert explorer.headline.value.startswith("<b>No probe is ticked.")
+    assert not any(len(trace.x) for trace in explorer.figure.data[:4]) and not explorer.figure.data[4].visible
+    assert not explorer.figure.layout.shapes[0].visible and explorer.nearest.value == ""
+    explorer.color.value, explorer.layer.value = "domain", 2
+    explorer.probes[-1].value = True
     np.testing.assert_array_equal(positions(explorer), before)
+    assert explorer.figure.data[4].visible and explorer.figure.layout.shapes[0].visible
 
 
 def test_tsne_says_that_it_is_working_and_is_kept(found, explorer, monkeypatch):
@@ -111,6 +120,10 @@ def test_a_click_marks_an_adapter_and_lists_the_nearest(found, explorer):
     np.testing.assert_array_equal([explorer.figure.data[3].x, explorer.figure.data[3].y], positions(explorer)[[6]].T)
     explorer.layer.value = 1  # the mark goes with it
     np.testing.assert_array_equal([explorer.figure.data[3].x, explorer.figure.data[3].y], positions(explorer)[[6]].T)
+    for wrong in (-1, 12):
+        with pytest.raises(InputError, match="counted from 0 to 11"):
+            explorer.select(wrong)
+    assert explorer.selected == 6
     explorer.select(None)
     assert not explorer.figure.layout.shapes[0].visible and "Click on a point" in explorer.nearest.value
 
@@ -136,7 +149,9 @@ def test_colour_by_norm(found, explorer):
     sizes = np.linalg.norm(found.deltas(), axis=1)
     np.testing.assert_allclose(explorer.figure.data[1].marker.color, sizes[[0, 3, 6, 9]], rtol=1e-6)
     assert explorer.figure.layout.coloraxis2.showscale
+    assert len({key.marker.color for key in explorer._keys}) == 1  # the legend is of markers alone
     explorer.color.value = "domain"
+    assert [key.marker.color for key in explorer._keys] == [trace.marker.color for trace in explorer.figure.data[:3]]
     assert len({trace.marker.color for trace in explorer.figure.data[:3]}) == 3
     assert len({trace.marker.symbol for trace in explorer.figure.data[:3]}) == 3
 
@@ -157,7 +172,7 @@ def test_small_collections(found, count):
     explorer.layer.value = 1
     if count:
         explorer.select(0)
-    assert f"{count} adapters" in explorer.headline.value
+    assert f"{count} adapter{'' if count == 1 else 's'}" in explorer.headline.value
     assert explorer._repr_mimebundle_()["image/png"]
 
 

@@ -92,7 +92,9 @@ def test_small_collections_have_a_page(run, tmp_path, count):
     from dataclasses import replace
 
     text = write(replace(run, delta_set=run.delta_set.subset(range(count))), tmp_path)
-    assert f"{count} adapters of" in text and ("A map needs at least two adapters" in text) == (count < 2)
+    assert f"{count} adapter{'' if count == 1 else 's'} of" in text and (
+        "A map needs at least two adapters" in text
+    ) == (count < 2)
 
 
 def test_pictures_are_small_and_keep_their_colours(tmp_path):
