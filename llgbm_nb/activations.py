@@ -135,9 +135,11 @@ def base_fingerprint(name: str, memo: Path | None = None) -> str:
     The model is not loaded for it; `memo` is as in `files_fingerprint`. Raises InputError as `base_folder` does.
     """
     kinds = {".json", ".safetensors", ".model", ".txt", ".py"}
-    files = [file for file in sorted(base_folder(name).iterdir()) if file.suffix in kinds]
-    files = [file for file in files if file.name != "generation_config.json"]
-    return files_fingerprint([*files, *shards_below(base_folder(name))], memo)
+    folder = base_folder(name)
+    files = [
+        file for file in sorted(folder.iterdir()) if file.suffix in kinds and file.name != "generation_config.json"
+    ]
+    return files_fingerprint([*files, *shards_below(folder)], memo)
 
 
 def pick_device(device: str = "auto") -> str:

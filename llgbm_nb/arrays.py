@@ -52,8 +52,9 @@ def read_array(file: Path, shape, crc: int) -> np.ndarray | None:
 class StatesOnDisk:
     """States float32 (probes, layers, hidden) in a .npy file, read when they are looked at, and checked then.
 
-    No file stays open, so there can be any number of these. Raises InputError if the file has been replaced since: a
-    set of deltas never changes under its owner. A damaged file is removed, so that the next run computes it anew.
+    No file stays open, so there can be any number of these. Raises InputError if the file has other states by now: a
+    set of deltas never changes under its owner, but another run may have written the same ones again. A damaged file is
+    removed, so that the next run computes it anew.
     """
 
     def __init__(self, file: Path, shape: list[int], crcs: list[int]):
@@ -69,7 +70,6 @@ class StatesOnDisk:
 
     def layer(self, column: int) -> np.ndarray:
         """(probes, hidden) of one layer, by its place (negative: from the end); the others are not read."""
-        self._check_owner()
         out = self._read(column)
         if out is None:
             self._give_up()
@@ -83,18 +83,17 @@ class StatesOnDisk:
         probes, layers, hidden = self.shape
         column, row = range(layers)[column], hidden * 4  # bytes
         out = np.empty((probes, hidden), np.float32)
-        with self._opened() as stream:
-            for probe in range(probes):
-                stream.seek(self._start + (probe * layers + column) * row)
-                if stream.readinto(out[probe]) != row:
-                    return None
-        return out if checksum(out) == self._crcs[column] else None
-
-    def _opened(self):
         try:
-            return open(self._file, "rb")
-        except OSError as error:
+            with open(self._file, "rb") as stream:
+                for probe in range(probes):
+                    stream.seek(self._start + (probe * layers + column) * row)
+                    if stream.readinto(out[probe]) != row:
+                        return None
+        except FileNotFoundError:
+            return None
+        except OSError as error:  # no sign of damage
             raise InputError(f"cannot read {shown(self._file)} ({error.strerror})") from error
+        return out if checksum(out) == self._crcs[column] else None
 
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], int | np.integer):
@@ -102,9 +101,10 @@ class StatesOnDisk:
         return np.asarray(self)[key]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        self._check_owner()
         try:
             states = np.load(self._file, allow_pickle=False)
+        except FileNotFoundError:
+            states = None
         except (OSError, MemoryError) as error:  # no sign of damage
             raise InputError(f"cannot read {shown(self._file)} ({error})") from error
         except Exception:  # numpy raises many kinds for a damaged file
@@ -115,12 +115,9 @@ class StatesOnDisk:
             self._give_up()
         return states if dtype is None else states.astype(dtype)
 
-    def _check_owner(self) -> None:
+    def _give_up(self):
         if not self._file.exists() or _stamp(self._file) != self._stamp:
             raise InputError(f"{shown(self._file)} has been replaced since these deltas were taken; compute them again")
-
-    def _give_up(self):
-        self._check_owner()
         try:
             self._file.unlink()
         except OSError:

@@ -214,10 +214,10 @@ def compute_deltas(
                     delta = mean_over_probes(measured.differences[:, -1])
                     _keep(cache, measured, delta, look[0])
                     differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
+                if differences is not None:
                     found[adapter.path] = adapter, differences
-                if differences is None and not reason:
+                elif not reason:
                     delta, reason = None, "its files changed while it was measured; run again"
-                    found.pop(adapter.path, None)
                 record(adapter, "failed" if reason else "computed", measured.seconds, measured.route, delta, reason)
         finally:
             cache.write_manifest()

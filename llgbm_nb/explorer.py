@@ -86,8 +86,10 @@ class Explorer(widgets.VBox):
         self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
         self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px"})
         self.figure = self._new_figure(numbers)
+        self._name_traces()
         self._on_new_deltas()
         self.figure = go.FigureWidget(self.figure)  # with its numbers in it: the first picture is whole
+        self._name_traces()
         self.figure._config = {"responsive": True, "displayModeBar": False}  # it would cover the silhouette
 
         ticks = widgets.HBox(
@@ -241,7 +243,7 @@ class Explorer(widgets.VBox):
         found, names = self.delta_set, maps.row_names(self._rows, self.delta_set.names)
         nothing = np.zeros((len(found), 2))
         figure = go.Figure(maps.map_traces(nothing, found.domains, [""] * len(found)))
-        many = len(figure.data)
+        figure.update_traces(showlegend=False)  # the legend has keys of its own
         figure.add_scatter(
             x=[], y=[], mode="markers", showlegend=False, hoverinfo="skip",
             marker=dict(symbol="circle-open", size=20, color="#d00000", line_width=3),
@@ -256,15 +258,13 @@ class Explorer(widgets.VBox):
         )  # fmt: skip
         figure.add_scatter(
             x=[], y=[], xaxis="x3", yaxis="y3", mode="markers", marker=dict(color="#d00000", size=10), showlegend=False,
-            cliponaxis=False,
-            hoverinfo="skip",
+            cliponaxis=False, hoverinfo="skip",
         )  # fmt: skip
-        for domain, style in self._styles.items():  # the legend's, of one colour each
+        for domain, style in self._styles.items():  # keys, of one colour each whatever the points' are
             figure.add_scatter(
                 x=[None], y=[None], mode="markers", name=maps.plain(domain), hoverinfo="skip",
                 marker=dict(color=maps.colour(style), symbol=maps.SYMBOLS[style[1]], size=9),
             )  # fmt: skip
-        figure.update_traces(showlegend=False, selector=lambda trace: trace in figure.data[: len(self._styles)])
         named = len(found) <= NAMES and max(map(len, names), default=0) <= 24
         grid = dict(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
         spread = dict(linecolor=_INK, showline=True)
@@ -298,7 +298,6 @@ class Explorer(widgets.VBox):
                 *self._domain_bars(),
             ],
         )  # fmt: skip
-        self._many = many
         return figure
 
     def _domain_bars(self) -> list[dict]:
@@ -313,29 +312,11 @@ class Explorer(widgets.VBox):
             for domain in dict.fromkeys(domains)
         ]  # fmt: skip
 
-    @property
-    def _map(self) -> tuple:
-        return self.figure.data[: self._many]
-
-    @property
-    def _ring(self):
-        return self.figure.data[self._many]
-
-    @property
-    def _heat(self):
-        return self.figure.data[self._many + 1]
-
-    @property
-    def _curve(self):
-        return self.figure.data[self._many + 2]
-
-    @property
-    def _here(self):
-        return self.figure.data[self._many + 3]
-
-    @property
-    def _keys(self) -> tuple:
-        return self.figure.data[self._many + 4 :]
+    def _name_traces(self) -> None:
+        """Call the figure's traces by what they show."""
+        traces, domains = self.figure.data, len(self._styles)
+        self._map, self._keys = traces[:domains], traces[domains + 4 :]
+        self._ring, self._heat, self._curve, self._here = traces[domains : domains + 4]
 
     @property
     def _frame(self):

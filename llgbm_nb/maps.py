@@ -99,8 +99,7 @@ def heatmap_rows(domains) -> list[np.ndarray]:
     One adapter a row, or the mean of several of a domain where there are more than CELLS.
     """
     together = -(-len(domains) // CELLS)
-    starts = {domain: range(0, len(mine), together) for domain, mine in by_domain(domains).items()}
-    return [mine[i : i + together] for domain, mine in by_domain(domains).items() for i in starts[domain]]
+    return [mine[i : i + together] for mine in by_domain(domains).values() for i in range(0, len(mine), together)]
 
 
 def heatmap(cosines: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:

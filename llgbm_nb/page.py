@@ -195,16 +195,11 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 def _links(folder: Path) -> str:
-    """To what else there is in the folder. Where pages of notebooks are, this one's is about to be."""
-    pages = (
-        sorted({*(file.stem for file in folder.glob("0?_*.html")), "04_analysis"})
-        if list(folder.glob("0?_*.html"))
-        else []
-    )
-    files = [(f"{page}.html", page) for page in pages] + [
-        (name, name) for name in ("deltas.csv", "summary.json") if (folder / name).exists()
-    ]
-    links = " · ".join(f'<a href="{target}">{text}</a>' for target, text in files)
+    """To what else there is in the folder. Where pages of the notebooks are, that of the one running is about to be."""
+    pages = {file.stem for file in folder.glob("0?_*.html")}
+    targets = [f"{page}.html" for page in sorted(pages | {"04_analysis"} if pages else pages)]
+    targets += [name for name in ("deltas.csv", "summary.json") if (folder / name).exists()]
+    links = " · ".join(f'<a href="{target}">{target.removesuffix(".html")}</a>' for target in targets)
     return f"<h2>More</h2><p>{links}</p>" if links else ""
 
 

@@ -214,8 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     points, refused = summary["acceptance"], summary["failed"]
-    lines = [f"{folder}: {reason}" for folder, reason in refused.items()]
     if refused:
+        lines = [f"{path}: {reason}" for path, reason in refused.items()]
         print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *lines, sep="\n  ")
     failed = [name for name, point in points.items() if point["result"] == "FAIL"]
     print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")

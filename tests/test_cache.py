@@ -493,3 +493,16 @@ def test_a_file_in_the_way_is_named(tmp_path, adapter):
     file.mkdir()
     with pytest.raises(InputError, match=f"cannot write .*{file.name} \\(Is a directory\\); mend that"):
         keep(cache, adapter)
+
+
+def test_the_same_states_written_again_by_another_run_are_still_those_of_a_set(cache, adapter):
+    states = keep(cache, adapter)
+    taken = cache.get_differences(adapter)
+    DeltaCache(cache.cache_dir).save_delta(str(adapter), states[:, -1].mean(axis=0), states)
+    np.testing.assert_array_equal(taken, states)
+    np.testing.assert_array_equal(taken.layer(1), states[:, 1])
+    others = keep(cache, adapter)
+    for look in (lambda: np.asarray(taken), lambda: taken.layer(1)):
+        with pytest.raises(InputError, match="replaced since"):
+            look()
+    np.testing.assert_array_equal(cache.get_differences(adapter), others)  # and it was not taken for damaged

@@ -335,6 +335,26 @@ def test_other_weights_of_a_base_of_the_same_name_are_told(tmp_path):
     assert str(base) in note and first.cache.cache_dir.name in note and second.count("computed") == 1
 
 
+def test_a_change_in_shards_below_the_models_folder_is_noticed(tmp_path):
+    """Of a base, and of a full checkpoint: weights that the index names in a folder below."""
+    base, other = save_base(tmp_path / "base"), save_base(tmp_path / "other", seed=7)
+    checkpoint = save_base(tmp_path / "zoo/x/full", seed=8)
+    save_adapter(tmp_path / "zoo/x/a", base)
+    for folder in (base, checkpoint):
+        weights = dict.fromkeys(load_file(folder / "model.safetensors"), "s/model.safetensors")
+        (folder / "s").mkdir()
+        (folder / "model.safetensors").rename(folder / "s/model.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    first = compute_deltas(tmp_path / "zoo", PROBES, base_model=str(base), cache_dir=tmp_path / "c")
+    assert first.count("computed") == 2, first.records
+    shutil.copy(other / "model.safetensors", checkpoint / "s/model.safetensors")
+    second = compute_deltas(tmp_path / "zoo", PROBES, base_model=str(base), cache_dir=tmp_path / "c")
+    assert {r["name"]: r["status"] for r in second.records} == {"a": "cached", "full": "computed"}
+    shutil.copy(other / "model.safetensors", base / "s/model.safetensors")
+    third = compute_deltas(tmp_path / "zoo", PROBES, base_model=str(base), cache_dir=tmp_path / "c")
+    assert third.count("computed") == 2 and any("have changed" in note for note in third.notes)
+
+
 def test_other_numbers_from_the_same_files_are_told(zoo, tmp_path, monkeypatch):
     from llgbm_nb import engine
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import save_adapter
 
-from llgbm_nb import report
+from llgbm_nb import DeltaCache, compute_deltas, create_probes, report
 from llgbm_nb.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -143,6 +144,25 @@ def test_small_and_broken_collections_go_through_with_sentences(base, tmp_path, 
         "all-broken": 1,
         "some-broken": 2,
     }.get(kind, 0)
+
+
+def test_four_papermill_runs_on_one_cache(zoo, base, tmp_path):
+    """Two of the same probes and two of others, at the same time: all entries are there, and as of a run alone."""
+    kinds, deltas = ("generic", "generic", "code", "math"), tmp_path / "deltas"
+
+    def run(number: int):
+        settings = dict(probe_type=kinds[number], checkpoint_dir=zoo, cache_dir=deltas)
+        return papermill("notebooks/03_teacher_deltas.ipynb", tmp_path / f"{number}.ipynb", **settings)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [done.returncode for done in pool.map(run, range(4))] == [0] * 4
+    for kind in set(kinds):
+        settings = dict(base_model=str(base), probe_type=kind)
+        alone = compute_deltas(zoo, create_probes(kind), cache_dir=tmp_path / "alone", **settings)
+        shared = DeltaCache(deltas / alone.cache.cache_dir.name)
+        assert not shared.verify() and len(shared.entries()) == 5
+        for path, delta in alone.cache.get_all_deltas().items():
+            np.testing.assert_array_equal(shared.get_delta(path), delta)
 
 
 def test_teachers_of_your_own(base, tmp_path):

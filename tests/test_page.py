@@ -57,6 +57,10 @@ def test_what_stands_on_the_page(run, tmp_path):
     assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
 
 
+def test_a_page_alone_links_to_nothing(run, tmp_path):
+    assert re.findall(r'href="([^d][^"]*)"', write(run, tmp_path)) == []
+
+
 def test_the_map_has_a_frame_for_every_layer(run, tmp_path):
     found = run.delta_set
     figure = json.loads(unpacked(write(run, tmp_path), "figure"))
