@@ -17,6 +17,8 @@ from sklearn.preprocessing import normalize
 from .adapters import UNKNOWN
 
 ALL_ZERO = "All deltas are zero: no adapter changes anything at this layer."
+ALL_ALIKE = "All deltas are the same: without their mean nothing is left."
+ROUNDING = 1e-5  # of a delta's norm; float32's own error (README, "Rounding relative to the delta")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,15 @@ def similarity(deltas: np.ndarray) -> np.ndarray:
 
 
 def centered(deltas: np.ndarray) -> np.ndarray:
-    """Deltas minus the pool's mean delta: what an adapter does beyond what all of them do."""
-    return deltas - deltas.mean(axis=0, keepdims=True)
+    """Deltas minus the pool's mean delta: what an adapter does beyond what all of them do.
+
+    What is left of adapters that are all alike is rounding, which has directions, too: it is taken for exactly zero.
+    """
+    if not len(deltas):
+        return deltas
+    rest = deltas - deltas.mean(axis=0, keepdims=True)
+    rest[norms(rest) <= ROUNDING * norms(deltas).max()] = 0.0
+    return rest
 
 
 def silhouette(deltas: np.ndarray, domains) -> Silhouette:

@@ -20,9 +20,10 @@ from . import figures, maps
 from .analysis import centered, nearest, silhouette
 from .deltas import DeltaSet, mean_over_probes
 from .errors import InputError
+from .styles import domain_styles
 
 MEMORY = 2**30  # bytes of hidden states that are held, so that a change need not read them again
-NAMES = 30  # with more adapters than this, or longer names, the heatmap has none at its edge
+NAMES = 30  # with more adapters than this, the heatmap has no names at its edge
 _INK = "#808080"  # readable on light and dark; the style below takes the theme's own where there is one
 
 
@@ -58,12 +59,13 @@ class Explorer(widgets.VBox):
         self.delta_set = delta_set
         self.selected: int | None = None
         self.view: maps.View | None = None
+        self._lowest = 0.0  # end of the silhouette's axis
         numbers = delta_set.layer_numbers or tuple(range(delta_set.layers))
         one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
         self._tsne = lru_cache(64)(self._map_of)
         self._rows = maps.heatmap_rows(delta_set.domains)  # adapters of each row of the heatmap
-        self._styles = figures.domain_styles(delta_set.domains)
+        self._styles = domain_styles(delta_set.domains)
 
         self.layer = widgets.SelectionSlider(
             options=[(_layer_name(number, numbers), number) for number in numbers], value=numbers[-1],
@@ -103,11 +105,11 @@ class Explorer(widgets.VBox):
         super().__init__([_Surroundings(), self.headline, self.layer, ticks, controls, self.figure, self.nearest])
         self.add_class("llgbm-explorer")
 
-        self.layer.observe(self._on_change, "value")
-        self.projection.observe(self._on_change, "value")
-        self.color.observe(lambda change: self.chosen and self._paint(), "value")
+        for control in (self.layer, self.projection):
+            control.observe(self._said(self._on_change), "value")
         for control in (self.center, *self.probes):
-            control.observe(self._on_new_deltas, "value")
+            control.observe(self._said(self._on_new_deltas), "value")
+        self.color.observe(lambda change: self.chosen and self.view and self._paint(), "value")
         for trace, mine in zip(self._map, maps.by_domain(delta_set.domains).values(), strict=True):
             trace.on_click(
                 lambda trace, points, state, mine=mine: points.point_inds and self.select(mine[points.point_inds[0]])
@@ -133,7 +135,20 @@ class Explorer(widgets.VBox):
 
     # -- from a change to a picture ------------------------------------------------------------------------------------
 
-    def _on_change(self, change=None) -> None:
+    def _said(self, handler):
+        """The handler, its errors said above the map: a callback's go to JupyterLab's log, where nobody looks."""
+
+        def handle(change) -> None:
+            try:
+                handler()
+            except (InputError, OSError) as error:
+                self.view = None
+                self._clear()
+                self.headline.value = f"<b>This cannot be shown:</b> {html.escape(str(error))}"
+
+        return handle
+
+    def _on_change(self) -> None:
         """Another layer or projection."""
         if not self.chosen:
             self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
@@ -151,18 +166,21 @@ class Explorer(widgets.VBox):
             self.view = maps.view(self.deltas(layer), self.delta_set.domains, center, projection, self.view)
         self._paint()
 
-    def _on_new_deltas(self, change=None) -> None:
+    def _on_new_deltas(self) -> None:
         """Other probes, or with or without the mean: every layer's silhouette is another one, too."""
         self._on_change()
         if self.chosen:
             layers = [number for _, number in self.layer.options]
             self.scores = {layer: self._score(layer) for layer in layers}
+            curve = [_or_none(self.scores[layer]) for layer in layers]
+            # The axis ends at 1 and only grows downwards, so that settings can be compared.
+            self._lowest = min([self._lowest, *(1.1 * value for value in curve if value is not None)])
             with self.figure.batch_update():
-                self._curve.y = [_or_none(self.scores[layer]) for layer in layers]
+                self._curve.y, self.figure.layout.yaxis3.range = curve, (self._lowest, 1.05)
 
     def _score(self, layer: int) -> float:
         deltas = self.deltas(layer)
-        compared = centered(deltas) if self.center.value and len(deltas) else deltas
+        compared = centered(deltas) if self.center.value else deltas
         return silhouette(compared, self.delta_set.domains).score
 
     def _map_of(self, layer: int, center: bool, probes: tuple) -> maps.View:
@@ -179,14 +197,14 @@ class Explorer(widgets.VBox):
                 trace.x, trace.y = seen.points[mine, 0], seen.points[mine, 1]
                 trace.text, trace.opacity = [texts[i] for i in mine], 1
                 trace.marker.coloraxis = "coloraxis2" if by_norm else None
-                trace.marker.color = seen.norms[mine] if by_norm else maps.colour(self._styles[domain])
+                trace.marker.color = seen.norms[mine] if by_norm else self._styles[domain][0]
             self.figure.layout.coloraxis2.showscale = by_norm
             self.figure.update_layout(
                 xaxis=dict(title_text=seen.axes[0], range=ranges[0]),
                 yaxis=dict(title_text=seen.axes[1], range=ranges[1]),
             )
             for key, style in zip(self._keys, self._styles.values(), strict=True):
-                key.marker.color = _INK if by_norm else maps.colour(style)
+                key.marker.color = _INK if by_norm else style[0]
             self._heat.visible = True
             self._heat.z = maps.heatmap(seen.cosines, self._rows)
             self._here.x, self._here.y = [layer], [_or_none(seen.score.score)]
@@ -204,10 +222,12 @@ class Explorer(widgets.VBox):
 
     def _headline(self) -> str:
         score, numbers = self.view.score, [number for _, number in self.layer.options]
+        few = len(self.delta_set) < 4
         about = [
             _count(self.delta_set), f"layer {_layer_name(self.layer.value, numbers)}",
             f"{len(self.chosen)} of {len(self.probes)} probes",
-            "minus the pool's mean delta" if self.center.value else "deltas as they are", self.projection.value,
+            "minus the pool's mean delta" if self.center.value else "deltas as they are",
+            "PCA (t-SNE needs four adapters)" if self.projection.value == "t-SNE" and few else self.projection.value,
         ]  # fmt: skip
         finding = html.escape(score.note) if score.note else f"<b>silhouette by domain {score.score:.3f}</b>"
         return " · ".join([finding, *about])
@@ -220,7 +240,8 @@ class Explorer(widgets.VBox):
             self._ring.x, self._ring.y = (seen.points[[i], 0], seen.points[[i], 1]) if some else ([], [])
             if some:
                 row = next(number for number, adapters in enumerate(self._rows) if i in adapters)
-                self._frame.update(y0=row - 0.5, y1=row + 0.5)
+                beside = 0.5 + (len(self._rows) > 60)  # around a row of a pixel or two, it would hide it
+                self._frame.update(y0=row - beside, y1=row + beside)
             self._frame.visible = some
         if not some:
             self.nearest.value = "Click on a point to see which adapters are nearest to it."
@@ -262,10 +283,11 @@ class Explorer(widgets.VBox):
         )  # fmt: skip
         for domain, style in self._styles.items():  # keys, of one colour each whatever the points' are
             figure.add_scatter(
-                x=[None], y=[None], mode="markers", name=maps.plain(domain), hoverinfo="skip",
-                marker=dict(color=maps.colour(style), symbol=maps.SYMBOLS[style[1]], size=9),
+                x=[None], y=[None], mode="markers", name=maps.plain(domain, maps.NAME), hoverinfo="skip",
+                marker=dict(color=style[0], symbol=maps.SYMBOLS[style[1]], size=9),
             )  # fmt: skip
-        named = len(found) <= NAMES and max(map(len, names), default=0) <= 24
+        named = len(found) <= NAMES
+        short = [maps.plain(name, maps.NAME) + 2 * "\u2002" for name in found.names] if named else []
         grid = dict(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
         spread = dict(linecolor=_INK, showline=True)
         figure.update_layout(
@@ -283,7 +305,8 @@ class Explorer(widgets.VBox):
             ),
             yaxis2=dict(
                 domain=[0, 0.74], anchor="x2", autorange="reversed", showticklabels=named, showgrid=False, ticks="",
-                ticksuffix="\u2002\u2002", type="category", dtick=1,
+                type="category", tickvals=names if named else [],
+                ticktext=[short[row[0]] for row in self._rows] if named else [],
             ),
             xaxis3=dict(domain=[0, 1], anchor="y3", range=[min(numbers), max(numbers)], **grid),
             yaxis3=dict(domain=[0.88, 1], anchor="x3", title_text="silhouette", nticks=4, **grid),
@@ -307,7 +330,7 @@ class Explorer(widgets.VBox):
             dict(
                 type="rect", xref="x2 domain", yref="y2", x0=-0.025, x1=-0.005, y0=domains.index(domain) - 0.5,
                 y1=domains.index(domain) + domains.count(domain) - 0.5, line_width=0,
-                fillcolor=maps.colour(self._styles[domain]),
+                fillcolor=self._styles[domain][0],
             )
             for domain in dict.fromkeys(domains)
         ]  # fmt: skip

@@ -3,7 +3,6 @@
 A figure that has nothing to show (too few adapters, one domain only) shows a sentence that says so instead.
 """
 
-import hashlib
 import textwrap
 from pathlib import Path
 
@@ -18,12 +17,8 @@ from scipy.cluster.hierarchy import dendrogram
 
 from .adapters import UNKNOWN
 from .analysis import Silhouette
+from .styles import BLUE, GREY, ORANGE, SKY, domain_styles
 
-# Okabe and Ito's colours, safe for colour-blind readers; black is kept for text, and yellow is too faint on white.
-_BLUE, _ORANGE, _SKY = "#0072B2", "#E69F00", "#56B4E9"
-_COLOURS = ("#CC79A7", _BLUE, _ORANGE, "#D55E00", "#009E73", _SKY)
-_MARKERS = "osD^vPX"
-_GREY = "#999999"
 LABELS = 60  # above so many adapters, names on an axis would overlap and are left out
 MAP_LABELS = 500  # on a map each name looks for a free place; above so many adapters none does
 FONT = 9
@@ -33,24 +28,6 @@ sns.set_theme(
     font_scale=0.85,
     rc={"axes.titlelocation": "left", "axes.titleweight": "bold", "figure.dpi": 100, "text.parse_math": False},
 )
-
-
-def domain_styles(domains) -> dict[str, tuple]:
-    """{domain: (colour, marker)}; a domain keeps its style from run to run unless two want the same one."""
-    styles, free = {}, list(range(len(_COLOURS)))
-    names = sorted(set(domains) - {UNKNOWN})
-    for name in names:
-        wanted = int(hashlib.md5(name.encode()).hexdigest(), 16) % len(_COLOURS)
-        if free:
-            slot = next(s for s in (*range(wanted, len(_COLOURS)), *range(wanted)) if s in free)
-            free.remove(slot)
-            styles[name] = (_COLOURS[slot], _MARKERS[slot])
-    left = [name for name in names if name not in styles]
-    for i, (name, colour) in enumerate(zip(left, sns.husl_palette(max(1, len(left)), s=0.7), strict=False)):
-        styles[name] = (colour, _MARKERS[i % len(_MARKERS)])
-    if UNKNOWN in domains:
-        styles[UNKNOWN] = (_GREY, "o")
-    return styles
 
 
 def save(figure, folder: Path | None, name: str):
@@ -73,7 +50,7 @@ def token_counts(counts: list[int], last_tokens: list[str], max_length: int):
     figure = _new_figure(7, 0.32 * len(counts) + 1.2)
     axis = figure.add_subplot()
     rows = np.arange(len(counts))
-    axis.barh(rows, counts, color=_BLUE, height=0.65)
+    axis.barh(rows, counts, color=BLUE, height=0.65)
     for row, (count, token) in enumerate(zip(counts, last_tokens, strict=True)):
         axis.text(count, row, f" {count}, ends in {token!r}", va="center", fontsize=FONT)
     axis.set(
@@ -90,10 +67,10 @@ def base_norms(states: np.ndarray):
     norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
     figure = _new_figure(7, 3.2)
     axis = figure.add_subplot()
-    axis.plot(norms.mean(axis=0), color=_SKY, linewidth=5)
+    axis.plot(norms.mean(axis=0), color=SKY, linewidth=5)
     axis.plot(norms.T, color="#333333", linewidth=0.6)
     axis.legend(
-        [Line2D([], [], color=_SKY, lw=5), Line2D([], [], color="#333333", lw=0.6)], ["mean", "one probe"],
+        [Line2D([], [], color=SKY, lw=5), Line2D([], [], color="#333333", lw=0.6)], ["mean", "one probe"],
         frameon=False, loc="upper left", bbox_to_anchor=(1, 1),
     )  # fmt: skip
     axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
@@ -222,7 +199,7 @@ def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
     grid = figure.add_gridspec(2, 2, width_ratios=(0.025, 1), height_ratios=(0.14, 1), wspace=0.02, hspace=0.02)
     if tree is not None:
         top = figure.add_subplot(grid[0, 1])
-        dendrogram(tree, ax=top, color_threshold=0, above_threshold_color=_GREY, no_labels=True)
+        dendrogram(tree, ax=top, color_threshold=0, above_threshold_color=GREY, no_labels=True)
         top.set_axis_off()
     bar = figure.add_subplot(grid[1, 0])
     colours = [plt.matplotlib.colors.to_rgb(styles[domains[i]][0]) for i in order]
@@ -286,8 +263,8 @@ def silhouette_layers(plain, center):
         return _sentence("A silhouette needs at least two domains, one of them with two adapters.")
     figure = _new_figure(7, 3.2)
     axis = figure.add_subplot()
-    axis.plot(plain.index, plain, color=_BLUE, marker="o", markersize=3.5, label="deltas")
-    axis.plot(center.index, center, color=_ORANGE, marker="s", markersize=3.5, label="minus the mean delta")
+    axis.plot(plain.index, plain, color=BLUE, marker="o", markersize=3.5, label="deltas")
+    axis.plot(center.index, center, color=ORANGE, marker="s", markersize=3.5, label="minus the mean delta")
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set(xlabel="layer (0 = embeddings)", ylabel="silhouette by domain")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

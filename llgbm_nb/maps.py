@@ -4,17 +4,29 @@ The explorer shows views live, the report's page one per layer. How deltas are c
 """
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.colors import to_hex
 
-from .analysis import Silhouette, centered, nearest, norms, pca, silhouette, similarity, tsne, turned
-from .figures import domain_styles
+from .analysis import (
+    ALL_ALIKE,
+    ALL_ZERO,
+    Silhouette,
+    centered,
+    nearest,
+    norms,
+    pca,
+    silhouette,
+    similarity,
+    tsne,
+    turned,
+)
+from .styles import domain_styles
 
 PROJECTIONS = ("PCA", "t-SNE")
 CELLS = 250  # rows of a heatmap; about as many as there are pixels for
+NAME = 24  # letters of a name at an edge or in a legend
 WEBGL = 3000  # from so many adapters on, points are drawn by WebGL
 SYMBOLS = {
     "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
@@ -37,7 +49,10 @@ class View:
 
 def view(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", like: "View | None" = None) -> View:
     """The view of `deltas` (n, hidden), minus their mean where `center`; the map lies as the one of `like` does."""
-    compared = centered(deltas) if center and len(deltas) else deltas
+    compared = centered(deltas) if center else deltas
+    score = silhouette(compared, domains)
+    if score.note == ALL_ZERO and deltas.any():
+        score = replace(score, note=ALL_ALIKE)
     points = tsne(compared) if projection == "t-SNE" and compared.any() else None
     if points is None:
         points, share = pca(compared)
@@ -46,12 +61,15 @@ def view(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", lik
         points = turned(points, like.points if same else None, mirror_only=True)
     else:
         points, axes = turned(points, like and like.points), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
-    return View(points, axes, norms(deltas), similarity(compared), silhouette(compared, domains))
+    return View(points, axes, norms(deltas), similarity(compared), score)
 
 
-def plain(text: str) -> str:
-    """A text as Plotly shows it, nothing in it taken for markup or a formula."""
-    return html.escape(str(text)).replace("$", "＄")
+def plain(text: str, most: int | None = None) -> str:
+    """A text as Plotly shows it, nothing in it taken for markup or a formula; of more than `most` letters, the ends."""
+    text = str(text)
+    if most and len(text) > most:
+        text = f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
+    return html.escape(text).replace("$", "＄")
 
 
 def hover_texts(names, domains, kinds, seen: View) -> list[str]:
@@ -77,20 +95,16 @@ def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter
     size = 9 if len(points) <= 150 else 6
     return [
         kind(
-            x=points[mine, 0], y=points[mine, 1], text=[texts[i] for i in mine], mode="markers", name=plain(domain),
+            x=points[mine, 0], y=points[mine, 1], text=[texts[i] for i in mine], mode="markers",
+            name=plain(domain, NAME),
             marker=dict(
-                color=colour(styles[domain]), symbol=SYMBOLS[styles[domain][1]], size=size,
+                color=styles[domain][0], symbol=SYMBOLS[styles[domain][1]], size=size,
                 line=dict(width=0.5, color="#333333"),
             ),
             hovertemplate="%{text}<extra></extra>",
         )
         for domain, mine in by_domain(domains).items()
     ]  # fmt: skip
-
-
-def colour(style: tuple) -> str:
-    """A domain's colour as CSS has it."""
-    return to_hex(style[0])
 
 
 def heatmap_rows(domains) -> list[np.ndarray]:
@@ -113,7 +127,7 @@ def heatmap(cosines: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
 
 
 def row_names(rows: list[np.ndarray], names) -> list[str]:
-    """The adapter's name, or the first and the last one's where a row is of several."""
+    """The adapter's name, or the first and the last one's where a row is of several"""
     return [plain(names[row[0]]) + (f" … {plain(names[row[-1]])} ({len(row)})" if len(row) > 1 else "") for row in rows]
 
 

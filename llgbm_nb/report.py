@@ -34,6 +34,7 @@ DEFAULTS = dict(
     acceptance_sample=4,
 )  # fmt: skip
 CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
+_TABLES = "table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}"
 DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
 
 
@@ -163,6 +164,7 @@ def to_html(notebook: Path) -> Path:
     exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True, exclude_output_prompt=True)
     page, _ = exporter.from_filename(str(notebook))
     page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
+    page = page.replace("</head>", f"<style>{_TABLES}</style></head>", 1)
     target = notebook.with_suffix(".html")
     write_whole(target, lambda file: file.write(page.encode()))
     return target

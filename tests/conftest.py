@@ -6,8 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the references run on the CPU
 
+import atexit
 import gc
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,9 @@ from transformers import (
     Qwen3Config,
 )
 
+_HOME = tempfile.mkdtemp()  # no test takes colours away from the user's domains
+atexit.register(shutil.rmtree, _HOME, True)
+os.environ["LLGBM_NB_DOMAINS"] = f"{_HOME}/domains.json"
 gc.collect()
 gc.freeze()  # what has been imported stays: a look for garbage, of which the engine makes two a run, passes it over
 

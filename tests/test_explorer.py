@@ -173,6 +173,7 @@ def test_small_collections(found, count):
     if count:
         explorer.select(0)
     assert f"{count} adapter{'' if count == 1 else 's'}" in explorer.headline.value
+    assert explorer.headline.value.endswith("PCA (t-SNE needs four adapters)")
     assert explorer._repr_mimebundle_()["image/png"]
 
 
@@ -226,3 +227,54 @@ def test_a_heatmap_of_many_is_of_means_within_a_domain(found, monkeypatch):
         (1.5, 3.5),
         (3.5, 5.5),
     ]
+
+
+def test_an_error_of_a_callback_is_said(found, explorer):
+    def gone(layer):
+        raise InputError("the cache's file <b>.npy is gone; run 03_teacher_deltas again")
+
+    explorer._states = gone
+    explorer.layer.value = 2
+    assert explorer.headline.value.endswith("the cache&#x27;s file &lt;b&gt;.npy is gone; run 03_teacher_deltas again")
+    assert explorer.view is None and not any(len(trace.x) for trace in explorer.figure.data[:4])
+    explorer.color.value = "norm"
+    explorer.select(1)
+    explorer._states = found.differences_at
+    explorer.layer.value = 3
+    assert shown(explorer) == pytest.approx(expected(found, 3), abs=5e-4)
+
+
+def test_adapters_that_are_all_alike_have_nothing_without_their_mean(found):
+    from dataclasses import replace
+
+    one = np.repeat(found.differences[:1], 12, axis=0)
+    one *= 1 + 1e-7 * RNG.normal(size=one.shape).astype(np.float32)  # as float32 rounds
+    explorer = explore(replace(found, differences=one))
+    explorer.center.value = True
+    assert explorer.headline.value.startswith("All deltas are the same: without their mean nothing is left.")
+    assert not positions(explorer).any()
+
+
+def test_the_axis_of_the_silhouette_stays_where_it_is(found, explorer):
+    def axis():
+        return explorer.figure.layout.yaxis3.range
+
+    before = axis()
+    explorer.layer.value = 2
+    assert axis() == before and before[1] == 1.05
+    explorer.center.value, explorer.probes[0].value = True, False
+    assert axis()[0] <= before[0] and axis()[1] == 1.05
+    lowest = min(value for value in explorer.figure.data[5].y if value is not None)
+    assert axis()[0] <= lowest
+
+
+def test_long_names_are_cut_at_the_edge_and_whole_under_the_pointer(found):
+    from dataclasses import replace
+
+    names = tuple(f"a-rather-long-name-of-an-adapter-number-{i}" for i in range(12))
+    explorer = explore(replace(found, names=names))
+    ticks = explorer.figure.layout.yaxis2
+    shown = [text.rstrip("\u2002") for text in ticks.ticktext]
+    assert all(len(text) == 24 and text.startswith("a-rather") for text in shown)
+    assert list(ticks.tickvals) == list(explorer.figure.data[4].y) and set(ticks.tickvals) == set(names)
+    assert {text[-8:] for text in shown} == {name[-8:] for name in names}

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from llgbm_nb import analysis, figures
+from llgbm_nb.styles import domain_styles
 
 RNG = np.random.default_rng(0)
 
@@ -70,15 +71,6 @@ def test_names_on_the_axes_are_left_out_where_they_would_overlap():
             assert ("adapter-3" in ticks) is there
 
 
-def test_a_domain_keeps_its_style_and_no_two_share_one():
-    styles = figures.domain_styles(["math", "code", "commonsense"])
-    assert figures.domain_styles(["code", "math", "commonsense", "math"]) == styles
-    assert len({colour for colour, _ in styles.values()}) == 3
-    many = figures.domain_styles([f"d{i}" for i in range(20)] + ["unknown"])
-    assert len({c if isinstance(c, str) else tuple(c) for c, _ in many.values()}) == 21
-    assert many["unknown"][0] == figures._GREY
-
-
 def test_titles_say_the_finding():
     deltas, names, domains = collection(9, ["a", "b", "c"] * 3)
     score = analysis.silhouette(deltas, domains)
@@ -102,7 +94,7 @@ def test_bars_and_points_have_their_domains_colour_however_many_there_are(count)
             legend.remove()
         drawn[name].canvas.draw()
         pixels = np.asarray(drawn[name].canvas.buffer_rgba())[..., :3]
-        for colour, _ in figures.domain_styles(domains).values():
+        for colour, _ in domain_styles(domains).values():
             wanted = np.array(plt.matplotlib.colors.to_rgb(colour)) * 255
             share = (abs(pixels - wanted).max(axis=-1) < 40).mean()
             assert share > 1e-4 * (20 if name == "bars" else 1), (name, colour, share)
