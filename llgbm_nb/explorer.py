@@ -265,10 +265,9 @@ class Explorer(widgets.VBox):
         nothing = np.zeros((len(found), 2))
         figure = go.Figure(maps.map_traces(nothing, found.domains, [""] * len(found)))
         figure.update_traces(showlegend=False)  # the legend has keys of its own
-        figure.add_scatter(
-            x=[], y=[], mode="markers", showlegend=False, hoverinfo="skip",
-            marker=dict(symbol="circle-open", size=20, color="#d00000", line_width=3),
-        )  # fmt: skip
+        ring = dict(symbol="circle-open", size=20, color="#d00000", line_width=3)
+        kind = maps.point_kind(len(found))
+        figure.add_trace(kind(x=[], y=[], mode="markers", showlegend=False, hoverinfo="skip", marker=ring))
         figure.add_heatmap(
             x=names, y=names, z=[], xaxis="x2", yaxis="y2", coloraxis="coloraxis",
             hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",

@@ -90,8 +90,7 @@ def by_domain(domains) -> dict[str, np.ndarray]:
 
 def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter]:
     """A trace of points for each domain of `by_domain`, with its colour and marker."""
-    styles, many = domain_styles(domains), len(points) >= WEBGL
-    kind = go.Scattergl if many else go.Scatter
+    styles, kind = domain_styles(domains), point_kind(len(points))
     size = 9 if len(points) <= 150 else 6
     return [
         kind(
@@ -105,6 +104,11 @@ def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter
         )
         for domain, mine in by_domain(domains).items()
     ]  # fmt: skip
+
+
+def point_kind(count: int) -> type:
+    """Plotly's trace for so many points, and for what is to lie on top of them."""
+    return go.Scattergl if count >= WEBGL else go.Scatter
 
 
 def heatmap_rows(domains) -> list[np.ndarray]:
