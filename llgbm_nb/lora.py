@@ -280,6 +280,12 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None = None):
         and weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
     ):
-        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
+        try:
+            laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
+        except RuntimeError:  # a processor without bfloat16 products: the same operands, multiplied in float32
+            if weight.dtype == torch.float32:
+                raise
+            in_float32 = product(weight.float(), None if bias is None else bias.float())
+            return lambda x: in_float32(x.float()).to(weight.dtype)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
     return lambda x: F.linear(x, weight, bias)

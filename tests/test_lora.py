@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from llgbm_nb.activations import load_base
 from llgbm_nb.adapters import Adapter
 from llgbm_nb.engine import STACKED, Engine
-from llgbm_nb.lora import Lora, LoraReader, Stack, StackedLinear, bucket, is_plain, put_on, twin
+from llgbm_nb.lora import Lora, LoraReader, Stack, StackedLinear, bucket, is_plain, product, put_on, twin
 from llgbm_nb.peft_adapter import read_config
 from llgbm_nb.reference import reference_activations
 
@@ -132,3 +132,23 @@ def test_buckets_depend_on_the_adapter_alone():
         return Lora({"a": (torch.zeros(r, 3), torch.zeros(3, r), 1.0)} if r else {})
 
     assert [bucket(rank(r)) for r in (0, 1, 8, 9, 16, 17, 64)] == [8, 8, 8, 16, 16, 32, 64]
+
+
+def test_a_processor_without_bfloat16_products_multiplies_the_same_operands_in_float32(monkeypatch):
+    real = torch.ops.mkldnn._reorder_linear_weight
+
+    def reorder(weight, rows):
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw")
+        return real(weight, rows)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", reorder)
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(24, 64).bfloat16(), torch.randn(24).bfloat16(), torch.randn(3, 64).bfloat16()
+    expected = (x.double() @ weight.double().T + bias.double()).bfloat16()
+    ours = product(weight, bias)(x)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, expected, rtol=2**-7, atol=1e-2)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        product(weight)
