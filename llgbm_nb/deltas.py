@@ -159,7 +159,7 @@ def compute_deltas(
     the base cannot be loaded, a probe is longer than `max_length`, or the cache cannot be written.
     """
     if isinstance(adapters, str | Path):
-        adapters = find_adapters(adapters)
+        adapters = find_adapters(os.path.abspath(adapters))  # as the notebooks name them, so that both share entries
     if type(adapters_per_pass) is not int or adapters_per_pass < 0:
         raise InputError(f"adapters_per_pass is {adapters_per_pass!r}; it must be a whole number, 0 or more")
     base_model = str(base_model) or base_of(adapters)
@@ -205,6 +205,8 @@ def compute_deltas(
         if base_states is None or force_recompute:
             base_states = engine.base_states
             _keep_base(cache, base_states)
+        if "noise" not in cache.about_base():
+            cache.note_base(noise=engine.noise_floor().tolist())
         notes += _moved(base_states, engine.base_states)
         try:
             for measured in engine.measure(missing):
