@@ -69,19 +69,31 @@ def silhouette(deltas: np.ndarray, domains) -> Silhouette:
     if not np.any(deltas[labelled]):
         return Silhouette(np.nan, samples, ALL_ZERO)
     rows = normalize(deltas[labelled].astype(np.float64))
-    member = np.eye(len(kinds))[own]  # (adapters, domains)
-    size, each = member.sum(axis=0), np.arange(len(rows))
+    samples[labelled] = silhouette_samples(rows, own, len(kinds))
+    return Silhouette(float(np.nanmean(samples)), samples)
+
+
+def silhouette_samples(rows: np.ndarray, own: np.ndarray, domains: int, copies: np.ndarray | None = None) -> np.ndarray:
+    """The silhouette of every row with cosine distance: float64 (n,).
+
+    `rows` (n, hidden) have length 1 (or 0), `own` (n,) is the number of each one's domain, below `domains`. `copies`
+    (n,) is how often each row is there, 1 where it is not given; a row is not compared with copies of itself.
+    """
+    copies = np.ones(len(rows)) if copies is None else copies
+    each, member = np.arange(len(rows)), np.zeros((len(rows), domains))
+    member[each, own] = copies
+    size = member.sum(axis=0)
     distances = size - rows @ (member.T @ rows).T  # of each adapter to all of a domain, itself among them: summed
-    within = distances[each, own] - (1.0 - (rows**2).sum(axis=1))  # an adapter is at distance 0 from itself
-    within /= np.maximum(size[own] - 1, 1)
-    distances /= size
+    within = distances[each, own] - copies * (1.0 - (rows**2).sum(axis=1))  # to itself: 0, for a zero row 1
+    others = size[own] - copies
+    within /= np.where(others > 0, others, 1.0)
+    distances = np.divide(distances, size, out=np.full_like(distances, np.inf), where=size > 0)
     distances[each, own] = np.inf
     between = distances.min(axis=1)
     within[within < 1e-12] = between[between < 1e-12] = 0.0  # rounding
     larger = np.maximum(within, between)
-    alone = (size[own] == 1) | (larger == 0)
-    samples[labelled] = np.where(alone, 0.0, (between - within) / np.where(alone, 1.0, larger))
-    return Silhouette(float(np.nanmean(samples)), samples)
+    nothing = (others <= 0) | (larger == 0) | ~np.isfinite(between)
+    return np.where(nothing, 0.0, (between - within) / np.where(nothing, 1.0, larger))
 
 
 def silhouette_by_layer(delta_set, center: bool = False) -> pd.Series:
