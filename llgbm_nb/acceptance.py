@@ -20,8 +20,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from .activations import BaseModel, base_folder, first_sentence, quiet_transformers
 from .adapters import Adapter
 from .analysis import ALL_ZERO, norms, silhouette, silhouette_by_layer
-from .deltas import DeltaRun, compute_deltas
+from .deltas import DeltaRun
 from .engine import Engine
+from .precision import measured_anew, pick_sample
 from .reference import reference_activations, reference_delta
 
 PASS, FAIL, SKIPPED = "pass", "FAIL", "not checked"
@@ -52,17 +53,6 @@ def check_acceptance(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
         except Exception as error:  # a check that cannot be made is a failed one, and the others are made
             rows.append((name, FAIL, f"{type(error).__name__}: {first_sentence(error)}"))
     return pd.DataFrame(rows, columns=["criterion", "result", "evidence"]).set_index("criterion")
-
-
-def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
-    """`sample` of the run's adapters: new variants (LoRA, DoRA, …) first, then new configurations, then the rest."""
-    found = run.delta_set
-    seen, ranked = set(), []
-    for i, kind in enumerate(found.kinds):
-        variant = kind.split()[0]
-        ranked.append((0 if variant not in seen else 1 if kind not in seen else 2, i))
-        seen |= {variant, kind}
-    return [Adapter(found.paths[i], found.names[i], found.domains[i]) for _, i in sorted(ranked)[:sample]]
 
 
 def memory_growth(adapters: int = 200, early: int = 20) -> float:
@@ -140,20 +130,11 @@ def _norms(run: DeltaRun):
     )
 
 
-def _fresh(run: DeltaRun, adapters: list[Adapter], cache_dir, dtype: str) -> DeltaRun:
-    config = run.cache.config
-    return compute_deltas(
-        adapters, config["probes"], base_model=run.base_model, cache_dir=cache_dir, probe_type=config["probe_type"],
-        max_length=config["max_length"], dtype=dtype, layers=config.get("layers", "all"),
-        trust_remote_code=run.trust_remote_code,
-    )  # fmt: skip
-
-
 def _deterministic(run: DeltaRun, adapters: list[Adapter]):
     contents = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            _fresh(run, adapters, folder, run.cache.config["dtype"])
+            measured_anew(run, adapters, folder, run.cache.config["dtype"])
             contents.append({f.relative_to(folder): f.read_bytes() for f in sorted(Path(folder).rglob("*.npy"))})
     good = contents[0] == contents[1] and len(contents[0]) == 2 * len(adapters) + 2
     return _verdict(
@@ -180,7 +161,7 @@ def _correct(run: DeltaRun, adapters: list[Adapter]):
         ours = run.delta_set  # as they are kept, so that a wrong entry of the cache is found, too
         share = 2e-2 if run.cache.config["dtype"] in ("bfloat16", "float16") else 1e-4
         if run.cache.config["dtype"].endswith("-plain"):
-            ours = _fresh(run, adapters, cache_dir, "float32").delta_set
+            ours = measured_anew(run, adapters, cache_dir, "float32").delta_set
         trust = run.trust_remote_code
         base = reference_activations(folder, probes, None, trust)
         last, good = 0.0, True

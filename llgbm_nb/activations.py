@@ -208,6 +208,29 @@ def one_by_one_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     return result
 
 
+def noise_floor(base: BaseModel, token_ids: list[list[int]]) -> np.ndarray:
+    """How far v(B) moves when only the rounding changes, at every layer: float64 (layers + 1,).
+
+    The largest distance between v(B) from all probes in one batch and v(B) from the same probes one by one, two at a
+    time, in reverse order, and in a batch with more rows and more padding.
+    """
+    count, longest = len(token_ids), max(token_ids, key=len)
+    every, crowd = list(range(count)), [longest + longest[:7]] * 3
+
+    def center(groups: list[list[int]], others: list[list[int]] = ()) -> np.ndarray:
+        states = [None] * count
+        for group in groups:
+            found = last_token_states(base.model, [token_ids[i] for i in group] + list(others), base.device)
+            for i, row in zip(group, found, strict=False):
+                states[i] = row
+        return np.mean(states, axis=0, dtype=np.float64)  # float64, so that only the model's rounding counts
+
+    usual = center([every])
+    ways = [center([[i] for i in every]), center([every[i : i + 2] for i in range(0, count, 2)]), center([every[::-1]])]
+    ways.append(center([every], crowd))
+    return np.max([np.linalg.norm(way - usual, axis=-1) for way in ways], axis=0)
+
+
 def check_finite(states: np.ndarray, layers, dtype: str) -> None:
     """Raises InputError naming probe and layer if one of `states` (probes, layers, hidden) is not finite."""
     finite = np.isfinite(states).all(axis=-1)

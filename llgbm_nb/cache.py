@@ -105,6 +105,16 @@ class DeltaCache:
         """Keep v(B), float32 (hidden,), and with it a(B), float32 (probes, layers + 1, hidden), where it is given."""
         self._store.save(BASE, {"file": self._store.array(BASE).name}, activation, activations)
 
+    def about_base(self) -> dict:
+        """What else is noted of the base: `noise` and `precision`, see `precision`."""
+        return {key: value for key, value in (self._store.entry(BASE) or {}).items() if key in ("noise", "precision")}
+
+    def note_base(self, **about) -> None:
+        """Note something of the base, until its activation is saved anew. Raises InputError if nothing is saved yet."""
+        if (entry := self._store.entry(BASE)) is None:
+            raise InputError(f"{shown(self.cache_dir)} holds no base activation; compute the deltas first")
+        self._store.change(BASE, entry, **about)
+
     # -- adapters ------------------------------------------------------------------------------------------------------
 
     def get_delta(self, adapter_path: str | Path) -> np.ndarray | None:

@@ -1,0 +1,129 @@
+"""Signal or rounding: how large a delta is beside what rounding alone does, and how far deltas are from finer ones.
+
+    noise = max(floor, error * ||Delta||)        an adapter is flagged if its ||Delta|| is under 10 times its noise
+
+`floor` is how far v(B) itself moves when the base's pass has other batch shapes and orders (`activations.noise_floor`).
+With difference propagation the base's own difference is exactly zero and the error shrinks with the delta: there
+`error`, their relative error by `precision_check`, counts, too, and the floor is that of float32.
+"""
+
+import tempfile
+
+import numpy as np
+import pandas as pd
+
+from .activations import base_folder, difference_dtype, load_base, noise_floor, quiet_transformers, tokenize
+from .adapters import Adapter
+from .analysis import norms
+from .deltas import DeltaRun, compute_deltas
+from .evidence import probe_spread
+from .reference import reference_activations, reference_delta
+
+ENOUGH = 10.0  # times the noise; an adapter with less is flagged
+
+
+def trust(run: DeltaRun) -> pd.DataFrame:
+    """How far each delta of the run's deepest layer is to be trusted, a row per adapter that has one.
+
+    Columns norm, noise (see above), ratio (norm / noise), spread (`evidence.probe_spread`), flagged (ratio < ENOUGH).
+    The noise floor is measured once for each cache and kept there, and so is the error, by `precision_check`.
+    """
+    floor, error = noise_of(run)[-1], run.cache.about_base().get("precision", {}).get("error", 0.0)
+    sizes = norms(run.delta_set.deltas())
+    relative = difference_dtype(run.cache.config["dtype"]) is not None
+    noise = np.maximum(floor, error * sizes * relative)
+    ratio = np.divide(sizes, noise, out=np.where(sizes > 0, np.inf, 0.0), where=noise > 0)
+    spread = probe_spread(run.delta_set.differences_at(-1))
+    columns = dict(norm=sizes, noise=noise, ratio=ratio, spread=spread, flagged=ratio < ENOUGH)
+    return pd.DataFrame(columns, index=pd.Index(run.delta_set.names, name="name"))
+
+
+def noise_of(run: DeltaRun, device: str = "auto") -> np.ndarray:
+    """The noise floor of every layer of the run: float64 (layers,). The base is loaded only if it is not known yet."""
+    about, config = run.cache.about_base(), run.cache.config
+    if "noise" not in about:
+        base = load_base(run.base_model, config["dtype"], device, run.trust_remote_code)
+        floor = noise_floor(base, tokenize(base.tokenizer, config["probes"], config["max_length"]))
+        layers = run.delta_set.layer_numbers or range(run.delta_set.layers)
+        run.cache.note_base(noise=[float(floor[layer]) for layer in layers])
+        return floor[list(layers)]
+    return np.array(about["noise"])
+
+
+def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
+    """Some of the run's deltas beside finer ones: relative error and cosine, a row for each of `adapters` adapters.
+
+    A run in half precision is compared with the engine in float32; one in float32 with an independent computation (a
+    fresh base for each adapter, one probe at a time), whose own rounding is about as large. The largest error of those
+    that are well above the noise floor is kept for `trust`.
+    """
+    sample, rows, errors = pick_sample(run, adapters), [], []
+    found, floor = run.delta_set, noise_of(run)[-1]
+    finer = _finer(run, sample)
+    for adapter, theirs in zip(sample, finer, strict=True):
+        ours = found.deltas()[found.paths.index(adapter.path)].astype(np.float64)
+        size, length = np.linalg.norm(theirs), np.linalg.norm(ours)
+        error = np.linalg.norm(ours - theirs) / size if size else (0.0 if not length else np.inf)
+        rows.append((adapter.name, error, ours @ theirs / (size * length) if size * length else np.nan))
+        errors += [float(error)] if size > ENOUGH * floor else []
+    if errors:
+        run.cache.note_base(precision={"error": max(errors), "adapters": len(errors)})
+    return pd.DataFrame(rows, columns=["adapter", "relative error", "cosine"]).set_index("adapter")
+
+
+def _finer(run: DeltaRun, sample: list[Adapter]) -> list[np.ndarray]:
+    """Their deltas at the run's deepest layer by finer computation: float64 (hidden,) of each."""
+    if run.cache.config["dtype"] != "float32":
+        with tempfile.TemporaryDirectory() as empty:
+            finer = measured_anew(run, sample, empty, "float32").delta_set if sample else None
+            deltas = {} if finer is None else dict(zip(finer.paths, finer.deltas(), strict=True))
+            return [deltas[adapter.path].astype(np.float64) for adapter in sample]
+    probes, folder, trust = run.cache.config["probes"], base_folder(run.base_model), run.trust_remote_code
+    layer = run.delta_set.layer_numbers[-1] if run.delta_set.layer_numbers else -1
+    with quiet_transformers():
+        base = reference_activations(folder, probes, None, trust) if sample else None
+        finer = [reference_delta(folder, probes, adapter.path, base, trust)[layer] for adapter in sample]
+    return [each.astype(np.float64) for each in finer]
+
+
+def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
+    """`sample` of the run's adapters: new variants (LoRA, DoRA, …) first, then new configurations, then the rest."""
+    found = run.delta_set
+    seen, ranked = set(), []
+    for i, kind in enumerate(found.kinds):
+        variant = kind.split()[0]
+        ranked.append((0 if variant not in seen else 1 if kind not in seen else 2, i))
+        seen |= {variant, kind}
+    return [Adapter(found.paths[i], found.names[i], found.domains[i]) for _, i in sorted(ranked)[:sample]]
+
+
+def measured_anew(run: DeltaRun, adapters: list[Adapter], cache_dir, dtype: str) -> DeltaRun:
+    """The same measurement of some of a run's adapters, in another cache."""
+    config = run.cache.config
+    return compute_deltas(
+        adapters, config["probes"], base_model=run.base_model, cache_dir=cache_dir, probe_type=config["probe_type"],
+        max_length=config["max_length"], dtype=dtype, layers=config.get("layers", "all"),
+        trust_remote_code=run.trust_remote_code,
+    )  # fmt: skip
+
+
+def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> str:
+    """`trust`, and `precision_check` where it was made, in sentences that say how to read them."""
+    if not len(found):
+        return "There are no deltas to trust or not."
+    lines = [
+        f"Deltas are {found['ratio'].min():,.0f} to {found['ratio'].max():,.0f} times what rounding alone does; under "
+        f"{ENOUGH:.0f}, a direction is not to be trusted."
+    ]
+    weak = list(found.index[found["flagged"]])
+    lines.append(
+        f"Flagged, too near to rounding: {', '.join(weak[:10])}{' …' if len(weak) > 10 else ''} ({len(weak)})."
+        if weak
+        else "No adapter is flagged."
+    )
+    if precision is not None and len(precision):
+        lines.append(
+            f"Against a finer computation, {len(precision)} deltas are off by at most "
+            f"{precision['relative error'].max():.1g} of their norm (cosine at least {precision['cosine'].min():.6f})."
+        )
+    return "\n".join(lines)
