@@ -38,7 +38,7 @@ def save(figure, folder: Path | None, name: str):
     return figure
 
 
-def _new_figure(width: float, height: float):
+def new_figure(width: float, height: float):
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)  # pyplot forgets it at once: a notebook shows it once, as a cell's value, and nothing piles up
     FigureCanvasAgg(figure)  # to draw on all the same
@@ -47,7 +47,7 @@ def _new_figure(width: float, height: float):
 
 def token_counts(counts: list[int], last_tokens: list[str], max_length: int):
     """A bar per probe: its token count, with its last token written at the end."""
-    figure = _new_figure(7, 0.32 * len(counts) + 1.2)
+    figure = new_figure(7, 0.32 * len(counts) + 1.2)
     axis = figure.add_subplot()
     rows = np.arange(len(counts))
     axis.barh(rows, counts, color=BLUE, height=0.65)
@@ -65,7 +65,7 @@ def token_counts(counts: list[int], last_tokens: list[str], max_length: int):
 def base_norms(states: np.ndarray):
     """||a(B)|| at every layer, a thin line per probe and their mean; `states` is (probes, layers + 1, hidden)."""
     norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
-    figure = _new_figure(7, 3.2)
+    figure = new_figure(7, 3.2)
     axis = figure.add_subplot()
     axis.plot(norms.mean(axis=0), color=SKY, linewidth=5)
     axis.plot(norms.T, color="#333333", linewidth=0.6)
@@ -84,7 +84,7 @@ def base_norms(states: np.ndarray):
 def probe_similarity(states: np.ndarray, cosines: np.ndarray):
     """Cosine between the probes' hidden states at one layer."""
     count = len(cosines)
-    figure = _new_figure(min(7, 0.45 * count + 3), min(6, 0.4 * count + 2))
+    figure = new_figure(min(7, 0.45 * count + 3), min(6, 0.4 * count + 2))
     axis = figure.add_subplot()
     names = [f"probe {i + 1}" for i in range(count)]
     sns.heatmap(
@@ -103,9 +103,9 @@ def norms(values, domains, base_norm: float):
     """The norms of the deltas, a point per adapter, by domain."""
     values, domains = np.asarray(values), np.asarray(domains, dtype=object)
     if not len(values):
-        return _sentence("There are no deltas to show.")
+        return sentence("There are no deltas to show.")
     styles = domain_styles(domains)
-    figure = _new_figure(7, 0.5 * len(styles) + 1.4)
+    figure = new_figure(7, 0.5 * len(styles) + 1.4)
     axis = figure.add_subplot()
     for row, (domain, (colour, marker)) in enumerate(styles.items()):
         mine = values[domains == domain]
@@ -125,16 +125,16 @@ def norms(values, domains, base_norm: float):
 def tsne_map(points: np.ndarray | None, names, domains, score: Silhouette):
     """The t-SNE map, coloured by domain; `points` is (adapters, 2) or None."""
     if points is None:
-        return _sentence(f"A t-SNE map needs at least four adapters; there are {len(names)} here.")
+        return sentence(f"A t-SNE map needs at least four adapters; there are {len(names)} here.")
     return projection_map(points, names, domains, score, ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"))
 
 
 def projection_map(points, names, domains, score: Silhouette, axes: tuple[str, str], where: str = "at the last layer"):
     """A map of any projection, (adapters, 2), with the titles of its axes, coloured by domain."""
     if not len(points):
-        return _sentence("There are no deltas to show.")
+        return sentence("There are no deltas to show.")
     domains = np.asarray(domains, dtype=object)
-    figure = _new_figure(7.2, 4.8)
+    figure = new_figure(7.2, 4.8)
     axis = figure.add_subplot()
     for domain, (colour, marker) in domain_styles(domains).items():
         mine = points[domains == domain]
@@ -192,10 +192,10 @@ def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
     `analysis.cluster_order` gives them (tree None: not drawn)."""
     count = len(names)
     if count < 2:
-        return _sentence(f"A heatmap of similarities needs at least two adapters; there is {count} here.")
+        return sentence(f"A heatmap of similarities needs at least two adapters; there is {count} here.")
     styles = domain_styles(domains)
     side = min(8.0, max(4.0, 0.26 * count + 2.2))
-    figure = _new_figure(side + 2.4, side)
+    figure = new_figure(side + 2.4, side)
     grid = figure.add_gridspec(2, 2, width_ratios=(0.025, 1), height_ratios=(0.14, 1), wspace=0.02, hspace=0.02)
     if tree is not None:
         top = figure.add_subplot(grid[0, 1])
@@ -232,14 +232,14 @@ def similarity_heatmap(cosines: np.ndarray, order, tree, names, domains):
 def silhouette_bars(score: Silhouette, names, domains):
     """One bar per adapter, grouped by domain: above 0 it lies nearer to its own domain than to the next one."""
     if score.note:
-        return _sentence(score.note)
+        return sentence(score.note)
     domains = np.asarray(domains, dtype=object)
     styles = domain_styles(domains)
     order = [
         i for domain in styles for i in sorted(np.flatnonzero(domains == domain), key=lambda i: -score.samples[i])
         if np.isfinite(score.samples[i])
     ]  # fmt: skip
-    figure = _new_figure(7, min(8.0, 0.2 * len(order) + 1.5))
+    figure = new_figure(7, min(8.0, 0.2 * len(order) + 1.5))
     axis = figure.add_subplot()
     colours = [styles[domains[i]][0] for i in order]
     thick = 0.8 if len(order) <= LABELS else 1.0
@@ -260,8 +260,8 @@ def silhouette_bars(score: Silhouette, names, domains):
 def silhouette_layers(plain, center):
     """The silhouette at every layer, of the deltas and of the deltas minus their mean (two series of equal index)."""
     if not np.isfinite(plain).any():
-        return _sentence("A silhouette needs at least two domains, one of them with two adapters.")
-    figure = _new_figure(7, 3.2)
+        return sentence("A silhouette needs at least two domains, one of them with two adapters.")
+    figure = new_figure(7, 3.2)
     axis = figure.add_subplot()
     axis.plot(plain.index, plain, color=BLUE, marker="o", markersize=3.5, label="deltas")
     axis.plot(center.index, center, color=ORANGE, marker="s", markersize=3.5, label="minus the mean delta")
@@ -278,7 +278,7 @@ def silhouette_layers(plain, center):
 def losses(records: list[dict]):
     """The training loss of every teacher, a panel per domain; light lines are steps, heavy ones a running mean."""
     styles = domain_styles([record["domain"] for record in records])
-    figure = _new_figure(2.6 * len(styles) + 1, 3)
+    figure = new_figure(2.6 * len(styles) + 1, 3)
     axes = figure.subplots(1, len(styles), sharey=True, squeeze=False)
     for axis, (domain, (colour, _)) in zip(axes[0], styles.items(), strict=True):
         for record in (r for r in records if r["domain"] == domain):
@@ -293,8 +293,8 @@ def losses(records: list[dict]):
     return figure
 
 
-def _sentence(text: str):
-    figure = _new_figure(7, 1)
+def sentence(text: str):
+    figure = new_figure(7, 1)
     axis = figure.add_subplot()
     axis.set_axis_off()
     axis.text(0, 0.5, text, fontsize=11, va="center")
