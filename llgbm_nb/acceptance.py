@@ -32,14 +32,15 @@ def check_acceptance(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
     """One row per point of the list: columns criterion, result and evidence.
 
     Determinism and correctness are checked on `sample` adapters, of as many kinds as there are (0: not checked).
+    `attrs["seconds"]` is what one of their deltas took, loading the base left out: the median, NaN if there is none.
     """
-    adapters = pick_sample(run, sample)
+    adapters, seconds = pick_sample(run, sample), []
     points = {
         "1  base activation computed": lambda: _base_activation(run),
         "2  no memory growth": _memory,
         "3  manifest and files one to one": lambda: _manifest(run),
         "4  norms are reasonable": lambda: _norms(run),
-        "5  deterministic": lambda: _deterministic(run, adapters),
+        "5  deterministic": lambda: _deterministic(run, adapters, seconds),
         "6  domains on the map": lambda: _domains(run),
         "7  correct": lambda: _correct(run, adapters),
     }
@@ -52,7 +53,9 @@ def check_acceptance(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
             rows.append((name, *check()))
         except Exception as error:  # a check that cannot be made is a failed one, and the others are made
             rows.append((name, FAIL, f"{type(error).__name__}: {first_sentence(error)}"))
-    return pd.DataFrame(rows, columns=["criterion", "result", "evidence"]).set_index("criterion")
+    table = pd.DataFrame(rows, columns=["criterion", "result", "evidence"]).set_index("criterion")
+    table.attrs["seconds"] = float(np.median(seconds)) if seconds else math.nan
+    return table
 
 
 def memory_growth(adapters: int = 200, early: int = 20) -> float:
@@ -130,11 +133,12 @@ def _norms(run: DeltaRun):
     )
 
 
-def _deterministic(run: DeltaRun, adapters: list[Adapter]):
+def _deterministic(run: DeltaRun, adapters: list[Adapter], seconds: list[float]):
     contents = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            measured_anew(run, adapters, folder, run.cache.config["dtype"])
+            anew = measured_anew(run, adapters, folder, run.cache.config["dtype"])
+            seconds += [record["seconds"] for record in anew.records if record["status"] == "computed"]
             contents.append({f.relative_to(folder): f.read_bytes() for f in sorted(Path(folder).rglob("*.npy"))})
     good = contents[0] == contents[1] and len(contents[0]) == 2 * len(adapters) + 2
     return _verdict(

@@ -187,8 +187,11 @@ def summary(records: list[dict]) -> dict:
     return counts | {"norm": statistics}
 
 
-def table(records: list[dict]) -> pd.DataFrame:
-    """A run's records for people: name, domain, kind, norm, its share of the base's, route, seconds, status, reason."""
+def table(records: list[dict], trust: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A run's records for people: name, domain, kind, norm, its share of the base's, route, seconds, status, reason.
+
+    With `precision.trust`'s table, also the norm beside its noise, and the spread over the probes.
+    """
     rows = [
         {
             "name": record["name"],
@@ -204,7 +207,25 @@ def table(records: list[dict]) -> pd.DataFrame:
         for record in records
     ]
     frame = pd.DataFrame(rows).set_index("name")
+    if trust is not None:
+        there = trust.reindex(frame.index)
+        flags = there["flagged"].eq(True)  # NaN where there is no delta
+        noise = [
+            f"{times(ratio)}{' (flagged)' if flag else ''}" for ratio, flag in zip(there["ratio"], flags, strict=True)
+        ]
+        frame.insert(4, "beside noise", noise)
+        frame.insert(5, "spread", [f"{100 * value:.0f} %" if np.isfinite(value) else "–" for value in there["spread"]])
     return frame if frame["reason"].any() else frame.drop(columns="reason")
+
+
+def times(ratio: float) -> str:
+    """A ratio for people, to two digits: "88,000 ×", "0.12 ×", "∞ ×"; "–" for NaN."""
+    if np.isnan(ratio):
+        return "–"
+    if not np.isfinite(ratio):
+        return "∞ ×"
+    rounded = float(f"{ratio:.2g}")
+    return f"{rounded:,.0f} ×" if rounded >= 10 or rounded == 0 else f"{rounded:g} ×"
 
 
 def summary_text(records: list[dict]) -> str:

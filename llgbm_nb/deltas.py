@@ -205,8 +205,6 @@ def compute_deltas(
         if base_states is None or force_recompute:
             base_states = engine.base_states
             _keep_base(cache, base_states)
-        if "noise" not in cache.about_base():
-            cache.note_base(noise=engine.noise_floor().tolist())
         notes += _moved(base_states, engine.base_states)
         try:
             for measured in engine.measure(missing):

@@ -21,15 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .activations import (
-    BaseModel,
-    check_finite,
-    first_sentence,
-    last_token_states,
-    noise_floor,
-    one_by_one_states,
-    tokenize,
-)
+from .activations import BaseModel, check_finite, first_sentence, last_token_states, one_by_one_states, tokenize
 from .adapters import Adapter, check_tokenizer
 from .checkpoint import load_checkpoint
 from .difference import DifferenceLinear, DifferenceStack
@@ -80,10 +72,6 @@ class Engine:
         self.base_states, self._one_by_one = self._all_base_states[:, layers], None
         self._packs = pack_probes(self._ids, self._base.device)
         self._copies = adapters_per_pass or max(1, self._tokens_at_once() // max(p.tokens for p in self._packs))
-
-    def noise_floor(self) -> np.ndarray:
-        """`activations.noise_floor` of this base and these probes, at the engine's layers: float64 (layers,)."""
-        return noise_floor(self._base, self._ids)[self._layers]
 
     def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured]:
         """Every adapter's outcome as soon as there is one: plain LoRA first, in groups, then the others one by one."""

@@ -6,6 +6,7 @@ import seaborn as sns
 
 from .evidence import Chance
 from .figures import new_figure, sentence
+from .precision import ENOUGH
 from .styles import BLUE, GREY, ORANGE
 from .tuning import Choice
 
@@ -29,8 +30,8 @@ def chance(found: Chance):
     return figure
 
 
-def trust(found: pd.DataFrame, enough: float):
-    """Each adapter's norm over its noise, on a logarithmic axis; those under `enough` are flagged."""
+def trust(found: pd.DataFrame):
+    """Each adapter's norm over its noise, on a logarithmic axis; those under `precision.ENOUGH` are flagged."""
     if not len(found):
         return sentence("There are no deltas to trust or not.")
     ratio = np.sort(found["ratio"].to_numpy())
@@ -38,10 +39,11 @@ def trust(found: pd.DataFrame, enough: float):
     figure = new_figure(7, 2.2)
     axis = figure.add_subplot()
     axis.plot(shown, np.linspace(0, 1, len(ratio)), "o", color=BLUE, markersize=4)
-    axis.axvspan(min(0.1, enough / 2), enough, color=_RED, alpha=0.12, linewidth=0)
-    axis.text(enough, 1.06, f" under {enough:.0f}: flagged", color=_RED, fontsize=8, ha="right", va="bottom",
+    axis.axvspan(0.05, ENOUGH, color=_RED, alpha=0.12, linewidth=0)
+    axis.text(ENOUGH, 1.06, f" under {ENOUGH:.0f} ×: flagged", color=_RED, fontsize=8, ha="right", va="bottom",
               transform=axis.get_xaxis_transform())  # fmt: skip
     axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     flagged = int(found["flagged"].sum())
     axis.set_title(f"{flagged} of {len(found)} deltas are too near to rounding\n" if flagged else
                    f"All {len(found)} deltas are at least {_rounded(ratio[0])} times what rounding does\n")  # fmt: skip

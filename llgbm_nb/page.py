@@ -19,10 +19,13 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from . import analysis, maps
-from .analysis import Silhouette
 from .deltas import DeltaRun, DeltaSet
+from .evidence import chance_text, reliability_text
 from .paths import shown, write_whole
-from .report import versions
+from .precision import trust_text
+from .report import NOTEBOOKS, Findings, versions
+from .tuning import choice_text
+from .weights import methods_table, methods_text
 
 POINTS = 50_000  # on all layers of the map together: with more, the slider has fewer layers
 ROWS = 500  # of the table of adapters; above, it is left to deltas.csv
@@ -31,20 +34,23 @@ PICTURES = {
     "silhouette": "Each adapter: near 1 it lies with its own domain, below 0 nearer to another one.",
     "silhouette_by_layer": "Each layer. The best one is picked with the labels that it is scored on, and so flatters.",
     "norms": "How far each adapter moves the base's last hidden state on these probes.",
+    "trust": "Norms beside what rounding does. What lies in the red part has no direction to be trusted.",
+    "chance": "The true labels' silhouette beside those of shuffled ones. Far to their right, it is no accident.",
+    "signal": "Each probe set and layer. The brightest one is picked by its labels, and so flatters.",
+    "probe_counts": "Fewer probes. Where the curve is still rising at its right end, more probes would help.",
 }
+TOKENS = (
+    "Of the mean delta of each domain's adapters: next tokens by their share of the change in the distribution, "
+    "p_M log(p_M / p_B), at the probes' last tokens; KL is all of that change, in nats."
+)
 _DIGITS = "".join(chr(c) for c in range(35, 127) if chr(c) not in "&<>\\`'/")[:85]  # digits of base 85, safe in HTML
 
 
-def write_page(
-    run: DeltaRun, score: Silhouette, by_layer: pd.Series, acceptance: pd.DataFrame, folder: Path | None
-) -> str:
-    """`<folder>/index.html`: what was run, the map, pictures, adapters, failures, the acceptance list and links.
-
-    `score` is the silhouette at the last layer, `by_layer` that of every layer, `acceptance` the list's table.
-    """
+def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
+    """`<folder>/index.html`: what was run, the map, pictures, evidence, adapters, failures, acceptance list, links."""
     if folder is None:
         return "No output_dir is set, so no index.html was written."
-    found = run.delta_set
+    found, score = run.delta_set, findings.score
     finding = f"silhouette by domain {score.score:.2f}" if not score.note else score.note
     finding = finding if len(found) else "No adapter could be used."
     failed = [record for record in run.records if record["status"] == "failed"]
@@ -52,11 +58,12 @@ def write_page(
     parts = [
         f"<h1>{html.escape(title)}</h1><p class=finding>{html.escape(finding)}</p>",
         _facts(run),
-        "<h2>The map, layer by layer</h2>" + _map(found, by_layer),
-        *(_picture(folder / f"{name}.png", text) for name, text in PICTURES.items() if len(found)),
+        "<h2>The map, layer by layer</h2>" + _map(found, findings.by_layer),
+        *(_pictures(folder, "similarity", "silhouette", "silhouette_by_layer", "norms") if len(found) else ()),
+        *(_evidence(run, findings, folder) if len(found) else ()),
         f"<h2>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
-        "<h2>Is the run sound?</h2>" + _table(acceptance.reset_index()),
-        "<h2>All adapters</h2>" + _adapters([r for r in run.records if r["status"] != "failed"]),
+        "<h2>Is the run sound?</h2>" + _table(findings.acceptance.reset_index()),
+        "<h2>All adapters</h2>" + _adapters([r for r in run.records if r["status"] != "failed"], findings.trust),
         _links(folder),
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,16 +171,45 @@ def _facts(run: DeltaRun) -> str:
     return f"<table class=facts>{rows}</table><details><summary>the probes' texts</summary><ol>{probes}</ol></details>"
 
 
+def _evidence(run: DeltaRun, findings: Findings, folder: Path) -> list[str]:
+    """How far the pictures are to be trusted, where the signal is, and what else it could be had from."""
+    probes = run.cache.config["num_probes"]
+    parts = [
+        "<h2>Is it rounding?</h2>" + _text(trust_text(findings.trust)),
+        *_pictures(folder, "trust"),
+        "<h2>Is it chance?</h2>" + _text(chance_text(findings.chance)),
+        *_pictures(folder, "chance"),
+        _text(reliability_text(findings.reliability, probes)),
+    ]
+    if findings.choice is not None:
+        parts += ["<h2>Where the signal is</h2>", *_pictures(folder, "signal"), _text(choice_text(findings.choice))]
+        parts += _pictures(folder, "probe_counts")
+    if findings.tokens is not None and len(findings.tokens):
+        parts.append("<h2>What the domains make likelier, and less likely</h2>" + _table(findings.tokens.reset_index()))
+        parts.append(_text(TOKENS))
+    if findings.methods is not None:
+        parts.append("<h2>Against the alternatives</h2>" + _table(methods_table(findings.methods).reset_index()))
+        parts.append(_text(methods_text(findings.methods)))
+    return parts
+
+
+def _text(text: str) -> str:
+    return "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines())
+
+
+def _pictures(folder: Path, *names: str) -> list[str]:
+    """Pictures of the folder in 64 colours, and what to see in each; without those that it lacks."""
+    return [_picture(file, PICTURES[name]) for name in names if (file := folder / f"{name}.png").exists()]
+
+
 def _picture(file: Path, text: str) -> str:
-    """A picture of the folder in 256 colours, and what to see in it; nothing if the folder has none."""
-    if not file.exists():
-        return ""
     packed = io.BytesIO()
     with Image.open(file) as picture:
-        picture = picture.convert("RGB")
-        picture.quantize(256).save(packed, "PNG", optimize=True)
+        picture.convert("RGB").quantize(64).convert("RGB").save(packed, "WEBP", lossless=True, method=4)
     data = base64.b64encode(packed.getvalue()).decode()
-    return f'<figure><img alt="{file.stem}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{file.stem}" src="data:image/webp;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    )
 
 
 def _failures(failed: list[dict]) -> str:
@@ -182,11 +218,11 @@ def _failures(failed: list[dict]) -> str:
     )
 
 
-def _adapters(records: list[dict]) -> str:
+def _adapters(records: list[dict], trust: pd.DataFrame) -> str:
     if not 0 < len(records) <= ROWS:
         return f"<p>{len(records)} adapters{': see deltas.csv' if records else ''}.</p>"
-    columns = ["name", "domain", "kind", "norm", "of base", "route"]
-    return _table(analysis.table(records).reset_index()[columns])
+    columns = ["name", "domain", "kind", "norm", "of base", "beside noise", "spread", "route"]
+    return _table(analysis.table(records, trust).reset_index()[columns])
 
 
 def _table(frame: pd.DataFrame) -> str:
@@ -197,7 +233,9 @@ def _table(frame: pd.DataFrame) -> str:
 def _links(folder: Path) -> str:
     """To what else there is in the folder. Where pages of the notebooks are, that of the one running is about to be."""
     pages = {file.stem for file in folder.glob("0?_*.html")}
-    targets = [f"{page}.html" for page in sorted(pages | {"04_analysis"} if pages else pages)]
+    targets = [
+        f"{page}.html" for page in sorted(pages | {*NOTEBOOKS[NOTEBOOKS.index("04_analysis") :]} if pages else pages)
+    ]
     targets += [name for name in ("deltas.csv", "summary.json") if (folder / name).exists()]
     links = " · ".join(f'<a href="{target}">{target.removesuffix(".html")}</a>' for target in targets)
     return f"<h2>More</h2><p>{links}</p>" if links else ""

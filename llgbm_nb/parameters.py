@@ -15,6 +15,7 @@ from .activations import DTYPES
 from .errors import InputError
 from .paths import from_root
 from .probes import PROBE_TYPES, create_probes
+from .tokens import RANKINGS
 
 
 def check(namespace: dict) -> SimpleNamespace:
@@ -150,6 +151,14 @@ _RULES = {
     "export_dir": _folder_or_none,
     "trust_remote_code": _yes_no,
     "acceptance_sample": _whole(0),
+    "precision_sample": _whole(0),
+    "evidence_sample": _whole(0),
+    "token_ranking": _one_of(*RANKINGS),
+    "sentence_encoder": _text,
+    # 05_uses
+    "adapter": _text,
+    "query": _folder_or_none,
+    "query_dir": _folder,
     # 00_teachers
     "data": _folder,
     "teacher_dir": _folder,

@@ -7,6 +7,7 @@ With difference propagation the base's own difference is exactly zero and the er
 `error`, their relative error by `precision_check`, counts, too, and the floor is that of float32.
 """
 
+import math
 import tempfile
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 
 from .activations import base_folder, difference_dtype, load_base, noise_floor, quiet_transformers, tokenize
 from .adapters import Adapter
-from .analysis import norms
+from .analysis import norms, times
 from .deltas import DeltaRun, compute_deltas
 from .evidence import probe_spread
 from .reference import reference_activations, reference_delta
@@ -112,8 +113,8 @@ def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> st
     if not len(found):
         return "There are no deltas to trust or not."
     lines = [
-        f"Deltas are {found['ratio'].min():,.0f} to {found['ratio'].max():,.0f} times what rounding alone does; under "
-        f"{ENOUGH:.0f}, a direction is not to be trusted."
+        f"Deltas are {times(found['ratio'].min())} to {times(found['ratio'].max())} what rounding alone does; under "
+        f"{ENOUGH:.0f} ×, a direction is not to be trusted."
     ]
     weak = list(found.index[found["flagged"]])
     lines.append(
@@ -122,8 +123,17 @@ def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> st
         else "No adapter is flagged."
     )
     if precision is not None and len(precision):
+        error, cosine = precision["relative error"].max(), precision["cosine"].min()
+        near = "" if np.isnan(cosine) else f" (cosine above {1 - max(1e-6, 2 * (1 - cosine)):.6f})"
         lines.append(
-            f"Against a finer computation, {len(precision)} deltas are off by at most "
-            f"{precision['relative error'].max():.1g} of their norm (cosine at least {precision['cosine'].min():.6f})."
+            f"{len(precision)} deltas computed anew in a finer way lie within {at_most(error)} of the norm{near}: "
+            "so far off are ours."
         )
     return "\n".join(lines)
+
+
+def at_most(error: float) -> str:
+    """A bound that a relative error keeps, coarse enough for rounding not to move it: "1e-5", "3 %"."""
+    if error >= 1e-3:
+        return f"{math.ceil(100 * error)} %" if np.isfinite(error) else "∞"
+    return f"1e{math.ceil(math.log10(max(error, 1e-9)))}"

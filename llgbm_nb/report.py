@@ -1,6 +1,6 @@
 """The notebooks run headless, and what a run leaves in its report folder: `python -m llgbm_nb.report --help`.
 
-reports/<run>/   index.html (the result on one page) · 01_probes.ipynb … 04_analysis.ipynb, executed, and .html of
+reports/<run>/   index.html (the result on one page) · 01_probes.ipynb … 05_uses.ipynb, executed, and .html of
                  each · figures as .png · deltas.csv (a row per adapter, its delta at the last layer) · summary.json
 """
 
@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,14 +25,17 @@ from .adapters import base_of, find_adapters
 from .analysis import Silhouette, summary
 from .deltas import DeltaRun
 from .errors import InputError
+from .evidence import Chance, Reliability
 from .parameters import check
 from .paths import ROOT, files_fingerprint, shown, write_whole
+from .tuning import Choice
 
-NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis")
+NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_uses")
 DEFAULTS = dict(
     base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="generic", probe_file="",
     max_length=256, dtype="float32", device="auto", adapters_per_pass=0, force_recompute=False, trust_remote_code=False,
-    acceptance_sample=4,
+    acceptance_sample=4, precision_sample=2, evidence_sample=60, token_ranking="share", sentence_encoder="",
+    adapter="", query="data/queries", query_dir="deltas/queries",
 )  # fmt: skip
 CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
 _TABLES = "table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}"
@@ -59,12 +63,30 @@ def write_deltas(run: DeltaRun, folder: Path | None) -> str:
     return f"{len(frame)} deltas of size {deltas.shape[1]} are in deltas.csv."
 
 
-def write_summary(
-    run: DeltaRun, score: Silhouette, by_layer: pd.Series, acceptance: pd.DataFrame, folder: Path | None
-) -> str:
-    """`<folder>/summary.json`: what was run, the counts and norms, failures, silhouettes and the acceptance list."""
+@dataclass(frozen=True)
+class Findings:
+    """What `04_analysis` finds, for the summary and the page of a run; None: not looked at.
+
+    `score` is `analysis.silhouette` at the last layer, `by_layer` that of every layer, `acceptance` the list's table,
+    `trust` `precision.trust`'s, `methods` `weights.compare_methods`' and `tokens` `tokens.domain_tokens`' table.
+    """
+
+    score: Silhouette
+    by_layer: pd.Series
+    acceptance: pd.DataFrame
+    trust: pd.DataFrame
+    reliability: Reliability
+    chance: Chance
+    choice: Choice | None = None
+    tokens: pd.DataFrame | None = None
+    methods: pd.DataFrame | None = None
+
+
+def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
+    """`<folder>/summary.json`: what was run, the counts and norms, failures, silhouettes, evidence, acceptance list."""
     if folder is None:
         return "No output_dir is set, so no summary.json was written."
+    score, by_layer, trust, chance = findings.score, findings.by_layer, findings.trust, findings.chance
     best = int(by_layer.idxmax()) if by_layer.notna().any() else None
     content = {
         "base_model": run.base_model,
@@ -79,12 +101,40 @@ def write_summary(
             "at_best_layer": None if best is None else float(by_layer[best]),
             "note": score.note,
         },
-        "acceptance": {row: {"result": r, "evidence": e} for row, r, e in acceptance.itertuples()},
+        "trust": {
+            "least": _number(trust["ratio"].min()) if len(trust) else None,
+            "flagged": list(trust.index[trust["flagged"]]),
+            "split_half": _number(findings.reliability.half),
+            "reliability": _number(findings.reliability.full),
+        },
+        "chance": {
+            "p": _number(chance.p),
+            "interval": [_number(end) for end in chance.interval],
+            "nearest_neighbour": _number(chance.accuracy),
+            "nearest_neighbour_by_chance": _number(chance.expected_accuracy),
+            "nearest_neighbour_p": _number(chance.accuracy_p),
+        },
+        "acceptance": {row: {"result": r, "evidence": e} for row, r, e in findings.acceptance.itertuples()},
     }
+    if findings.choice is not None and findings.choice.setting:
+        content["choice"] = dict(
+            zip(("probes", "layer", "mean_taken_off"), findings.choice.setting, strict=True),
+            share=findings.choice.share, picked=findings.choice.picked, held_out=findings.choice.held_out,
+            usual=findings.choice.usual,
+        )  # fmt: skip
+    if findings.methods is not None:
+        content["methods"] = {
+            name: {key: _number(value) for key, value in row.items()} for name, row in findings.methods.iterrows()
+        }
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(folder / "summary.json", lambda file: file.write(text.encode()))
     return "The run in numbers is in summary.json."
+
+
+def _number(value) -> float | None:
+    """For JSON, which has no NaN and no infinity."""
+    return float(value) if np.isfinite(value) else None
 
 
 def run_report(name: str = "", **parameters) -> Path:

@@ -13,7 +13,7 @@ the LM head itself is read as if it had not. This module knows nothing of files,
 
 import copy
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -270,6 +270,26 @@ def domain_tokens(
     frame, domains = _table(head, domain_scores(head, delta_set, layer, ranking, center), k), _domains(delta_set)
     frame.insert(0, "adapters", [delta_set.domains.count(domain) for domain in domains])
     return frame.set_index(pd.Index(domains, name="domain", dtype=object))
+
+
+def beside_the_mean(
+    table: Callable, base: BaseModel, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", k: int = 5
+) -> pd.DataFrame:
+    """`top_tokens` or `domain_tokens` (`table`), and beside it what is beyond the pool's mean delta.
+
+    `attrs["note"]` says why there is nothing where this base's tokens cannot be read.
+    """
+    try:
+        head = read_head(base)
+        plain, beyond = (table(head, delta_set, layer, ranking, center, k) for center in (False, True))
+    except InputError as error:
+        frame = pd.DataFrame()
+        frame.attrs["note"] = str(error)
+        return frame
+    frame = plain.join(beyond[["up", "down"]].rename(columns="{} beyond the mean".format))
+    frame["KL"] = [f"{kl:.2g}" for kl in frame["KL"]]
+    frame.attrs["note"] = ""
+    return frame
 
 
 def _table(head: Head, scores: Iterator[Scores], k: int) -> pd.DataFrame:

@@ -50,6 +50,12 @@ def spread_sample(domains, most: int, seed: int = 0) -> list[int]:
     return sorted(int(i) for i in rounds[:most])
 
 
+def sampled(run: DeltaRun, most: int) -> DeltaRun:
+    """The run with at most `most` of its adapters: all of them if there are no more, else those of `spread_sample`."""
+    found = run.delta_set
+    return run if len(found) <= most else replace(run, delta_set=found.subset(spread_sample(found.domains, most)))
+
+
 def probe_set_deltas(run: DeltaRun, most: int = 60, **options) -> dict[str, DeltaSet]:
     """Deltas of `most` of the run's adapters for every probe set, the run's own first: {probe set: DeltaSet}.
 
@@ -78,11 +84,15 @@ def probe_set_deltas(run: DeltaRun, most: int = 60, **options) -> dict[str, Delt
 
 
 def joined(sets: Iterable[DeltaSet]) -> DeltaSet:
-    """The same adapters over the probes of several sets together."""
+    """The same adapters over the probes of several sets together, each probe once."""
     sets = list(sets)
-    differences = [np.concatenate([np.asarray(each.differences[i]) for each in sets]) for i in range(len(sets[0]))]
-    probes = tuple(probe for each in sets for probe in each.probes)
-    return replace(sets[0], probes=probes, base=np.concatenate([s.base for s in sets]), differences=tuple(differences))
+    every = [probe for each in sets for probe in each.probes]
+    once = sorted({probe: i for i, probe in reversed([*enumerate(every)])}.values())  # where each one is first
+    differences = [
+        np.concatenate([np.asarray(each.differences[i]) for each in sets])[once] for i in range(len(sets[0]))
+    ]
+    base = np.concatenate([each.base for each in sets])[once]
+    return replace(sets[0], probes=tuple(every[i] for i in once), base=base, differences=tuple(differences))
 
 
 def silhouette_grid(sets: dict[str, DeltaSet]) -> dict[bool, pd.DataFrame]:

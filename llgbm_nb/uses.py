@@ -103,6 +103,12 @@ def near_duplicates(
     )
 
 
+def fingerprints(run: DeltaRun) -> list[str | None]:
+    """Those of the adapters' files, in the set's order, as the cache has them: for `near_duplicates`."""
+    known = {entry["path"]: entry["fingerprint"] for entry in run.cache.entries().values()}
+    return [known.get(path) for path in run.delta_set.paths]
+
+
 def _directions(deltas: np.ndarray) -> np.ndarray:
     """Rows of length 1, float64; zero ones stay zero, and are similar to nothing."""
     rows = deltas.astype(np.float64)
@@ -187,7 +193,7 @@ class _Probed:
 
 
 def additivity(
-    run: DeltaRun, base: BaseModel, pairs: Sequence[tuple[str, str]] | None = None, per_kind: int = 6, seed: int = 0
+    run: DeltaRun, base: BaseModel, pairs: Sequence[tuple[str, str]] | None = None, per_kind: int = 4, seed: int = 0
 ) -> pd.DataFrame:
     """How far the delta of two adapters at once is the sum of their deltas, a row per pair.
 
@@ -335,7 +341,7 @@ def domain_of_query(name: str) -> str:
 
 def task_adapter(
     pairs_file: str | Path, base_model: str, folder: str | Path, *, base: BaseModel | None = None, rank: int = 8,
-    targets: str = "attention", steps: int = 20, lr: float = 5e-4, batch_size: int = 4, max_tokens: int = 160,
+    targets: str = "attention", steps: int = 5, lr: float = 1e-3, batch_size: int = 4, max_tokens: int = 160,
     seed: int = 0,
 ) -> Path:  # fmt: skip
     """The small LoRA adapter that a short fine-tune on a file of pairs gives: its folder, as PEFT saves it.

@@ -39,10 +39,11 @@ def compare_methods(
     """How well each method tells the domains apart: a row per method, all of them on the same adapters.
 
     These are the adapters with a domain that every method can represent; deltas are centred on their mean. Columns:
-    dimension (how many numbers describe an adapter, at most), seconds (per adapter, reading included; of deltas what
-    the caller measured, `delta_seconds`), silhouette (by domain, cosine distance), nearest neighbour (the share of
-    adapters whose nearest other one has their domain) and adapters (how many). `attrs["chance"]` is the share that
-    random neighbours would have, `attrs["note"]` says who was left out, and why there are no scores where they are NaN.
+    dimension (how many numbers describe an adapter, at most), seconds (per adapter, reading included, loading the base
+    not; of deltas what the caller measured, `delta_seconds`), silhouette (by domain, cosine distance), nearest
+    neighbour (the share of adapters whose nearest other one has their domain) and adapters (how many).
+    `attrs["chance"]` is the share that random neighbours would have, `attrs["note"]` says who was left out, and why
+    there are no scores where they are NaN.
     Output sentences are compared only with a `sentence_encoder`, a hub id or a folder. Raises InputError if it cannot
     be loaded.
     """
@@ -77,6 +78,34 @@ def compare_methods(
     frame.attrs["chance"] = float((counts * (counts - 1)).sum() / pairs) if enough else np.nan
     frame.attrs["note"] = _note(adapters, there, len(run.delta_set) - len(labelled), keep, len(counts), enough)
     return frame
+
+
+def methods_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`compare_methods`' table for people."""
+
+    def shown(values, form) -> list[str]:
+        return [form.format(value) if np.isfinite(value) else "–" for value in values]
+
+    return pd.DataFrame(
+        {
+            "dimension": shown(found["dimension"], "{:,}"),
+            "seconds each": shown(found["seconds"], "{:.2f} s"),
+            "silhouette": shown(found["silhouette"], "{:.2f}"),
+            "nearest is of its domain": shown(100 * found["nearest neighbour"], "{:.0f} %"),
+        },
+        index=found.index,
+    )
+
+
+def methods_text(found: pd.DataFrame) -> str:
+    """How to read `compare_methods`' table."""
+    lines = []
+    if len(found) and found["silhouette"].notna().any():
+        lines.append(
+            f"All on the same {found['adapters'].iloc[0]} adapters. Silhouette: near 1, domains lie apart; by chance "
+            f"the nearest other adapter is of its domain for {100 * found.attrs['chance']:.0f} %."
+        )
+    return "\n".join(filter(None, [*lines, found.attrs["note"]]))
 
 
 def flattened_cosines(adapters: Sequence[Adapter]) -> np.ndarray:

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
@@ -156,6 +157,32 @@ def test_the_table_has_a_reason_only_where_something_failed():
     assert "reason" not in analysis.table([record("cached", 5.0)])
     table = analysis.table([record("cached", 5.0), record("failed", reason="it is broken")])
     assert list(table["norm"]) == ["5.00", "–"] and list(table["reason"]) == ["", "it is broken"]
+
+
+def test_the_table_has_trust_beside_the_norm_where_it_is_known():
+    records = [record("cached", 5.0) | {"name": "a"}, record("failed", reason="broken") | {"name": "b"}]
+    records.append(record("cached", 0.1) | {"name": "c"})
+    trust = pd.DataFrame({"ratio": [4.0, 88_123.0], "spread": [np.inf, 0.325], "flagged": [True, False]}, ["c", "a"])
+    table = analysis.table(records, trust)
+    assert list(table["beside noise"]) == ["88,000 ×", "–", "4 × (flagged)"]
+    assert list(table["spread"]) == ["32 %", "–", "–"]
+    assert list(table.drop(columns=["beside noise", "spread"])) == list(analysis.table(records))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (np.nan, "–"),
+        (np.inf, "∞ ×"),
+        (0.0, "0 ×"),
+        (0.1234, "0.12 ×"),
+        (9.96, "10 ×"),
+        (2.345, "2.3 ×"),
+        (9e4, "90,000 ×"),
+    ],
+)
+def test_ratios_have_two_digits(ratio, text):
+    assert analysis.times(ratio) == text
 
 
 def test_label_text():

@@ -12,9 +12,9 @@ import nbformat
 import numpy as np
 import pytest
 from lab import CHROMIUM, PLOT, SECOND, chromium, jupyterlab, opened
+from test_page import findings_of
 
 from llgbm_nb import analysis, compute_deltas, create_probes
-from llgbm_nb.acceptance import check_acceptance
 from llgbm_nb.page import write_page
 from llgbm_nb.paths import ROOT
 from llgbm_nb.report import to_html
@@ -33,11 +33,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """04_analysis as it is committed, but for a cache of its own and no acceptance list."""
+    """04_analysis as it is committed, but for a cache of its own and without what computes anew."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(ROOT / "notebooks" / "04_analysis.ipynb", 4)
     [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    cell.source += f"\ncache_dir = {str(folder / 'deltas')!r}\nacceptance_sample = 0"
+    cell.source += f"\ncache_dir = {str(folder / 'deltas')!r}\nacceptance_sample = evidence_sample = 0"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -168,12 +168,11 @@ def _is_network(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def report(run, tmp_path_factory) -> Path:
-    folder, found = tmp_path_factory.mktemp("report"), run.delta_set
-    score, by_layer = analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found)
+    folder = tmp_path_factory.mktemp("report")
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, folder)
         to_html(folder / notebook.name)
-    write_page(run, score, by_layer, check_acceptance(run, 0), folder)
+    write_page(run, findings_of(run), folder)
     return folder
 
 
@@ -201,7 +200,7 @@ def test_the_reports_map_without_a_network_or_a_kernel(report, run, offline):
 def test_every_page_opens_without_a_network(report, offline):
     page, complaints = offline
     pages = sorted(report.glob("*.html"))
-    assert len(pages) == 6
+    assert len(pages) == 7
     for file in pages:
         page.goto(file.as_uri())
         page.wait_for_load_state("networkidle")

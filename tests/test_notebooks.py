@@ -37,12 +37,14 @@ def printed(notebook) -> str:
 
 @pytest.fixture(scope="module")
 def executed(zoo, base, tmp_path_factory):
-    """All four notebooks run over the tiny collection, into one output folder."""
+    """All notebooks run over the tiny collection, into one output folder."""
     folder = tmp_path_factory.mktemp("executed")
     for name in report.NOTEBOOKS:
         settings = dict(checkpoint_dir=zoo, output_dir=folder / "out")
         if name != "01_probes":
             settings["cache_dir"] = folder / "deltas"
+        if name == "05_uses":
+            settings["query_dir"] = folder / "queries"
         done = papermill(f"notebooks/{name}.ipynb", folder / f"{name}.ipynb", **settings)
         assert done.returncode == 0, done.stderr
     return folder
@@ -51,7 +53,8 @@ def executed(zoo, base, tmp_path_factory):
 def test_what_a_run_leaves_behind(executed):
     out = executed / "out"
     figures = {"probe_tokens", "base_norms", "probe_similarity", "norms", "tsne", "similarity", "silhouette"}
-    assert {f.stem for f in out.glob("*.png")} == figures | {"silhouette_by_layer"}
+    figures |= {"silhouette_by_layer", "trust", "chance", "signal", "probe_counts", "additivity", "queries", "merge"}
+    assert {f.stem for f in out.glob("*.png")} == figures
     frame = pd.read_csv(out / "deltas.csv")
     assert frame.shape == (5, 5 + 32) and list(frame)[:6] == ["name", "domain", "kind", "path", "norm", "d0"]
     summary = json.loads((out / "summary.json").read_text())

@@ -2,9 +2,11 @@
 
 import base64
 import gzip
+import html
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,10 @@ import pytest
 from conftest import PROBES, save_adapter
 from PIL import Image
 
-from llgbm_nb import analysis, compute_deltas, figures, page
-from llgbm_nb.report import strip_widgets, to_html
+from llgbm_nb import analysis, compute_deltas, evidence, figures, page, precision, tokens, tuning, weights
+from llgbm_nb.activations import load_base
+from llgbm_nb.report import Findings, strip_widgets, to_html, write_summary
+from llgbm_nb.tuning import Choice
 
 ACCEPTANCE = pd.DataFrame([("7  correct", "pass", "it is")], columns=["criterion", "result", "evidence"])
 
@@ -26,10 +30,17 @@ def run(zoo, base, tmp_path_factory):
     return compute_deltas(root / "zoo", PROBES, cache_dir=root / "deltas")
 
 
-def write(run, folder) -> str:
+def findings_of(run, **more) -> Findings:
     found = run.delta_set
-    score, by_layer = analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found)
-    page.write_page(run, score, by_layer, ACCEPTANCE.set_index("criterion"), folder)
+    return Findings(
+        analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found),
+        ACCEPTANCE.set_index("criterion"), precision.trust(run), evidence.reliability(found.differences_at(-1)),
+        evidence.chance(found.deltas(), found.domains), **more,
+    )  # fmt: skip
+
+
+def write(run, folder) -> str:
+    page.write_page(run, findings_of(run), folder)
     return (folder / "index.html").read_text()
 
 
@@ -52,9 +63,48 @@ def test_what_stands_on_the_page(run, tmp_path):
     assert "&lt;b&gt;broken" in text and "<b>broken" not in text and "is damaged or cut off" in text
     assert "7&nbsp;&nbsp;correct" in text and "<td>pass</td>" in text
     assert all(name in text for name in run.delta_set.names)
-    assert re.findall(r'href="([^d"][^"]*)"', text) == ["01_probes.html", "04_analysis.html"]
-    assert text.count('src="data:image/png') == 1
+    assert re.findall(r'href="([^d"][^"]*)"', text) == ["01_probes.html", "04_analysis.html", "05_uses.html"]
+    assert text.count('src="data:image/webp') == 1
     assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+
+
+def test_what_the_evidence_section_says(run, base, tmp_path):
+    """Each number is the one that its own function gives; what was not looked at is not there."""
+    loaded, sets = load_base(str(base)), {"mine": run.delta_set}
+    by_domain = tokens.beside_the_mean(tokens.domain_tokens, loaded, run.delta_set)
+    methods = weights.compare_methods(run, loaded)
+    findings = findings_of(run, choice=tuning.choose(sets), tokens=by_domain, methods=methods)
+    page.write_page(run, findings, tmp_path)
+    text = html.unescape(re.sub(r"<[^>]*>", " ", (tmp_path / "index.html").read_text())).replace("\xa0", " ")
+    for words in (
+        precision.trust_text(findings.trust), evidence.chance_text(findings.chance),
+        evidence.reliability_text(findings.reliability, len(PROBES)), tuning.choice_text(findings.choice),
+        weights.methods_text(methods),
+    ):  # fmt: skip
+        assert all(line in text for line in words.splitlines())
+    assert all(" ".join(up.split()) in " ".join(text.split()) for up in by_domain["up"])
+    assert all(f"{score:.2f}" in text for score in methods["silhouette"])
+    assert all(f"{analysis.times(ratio)}" in text for ratio in findings.trust["ratio"])
+    bare = write(run, tmp_path)
+    assert "Against the alternatives" in text and "Against the alternatives" not in bare
+    assert "Where the signal is" in text and "Where the signal is" not in bare
+
+
+def test_the_evidence_in_numbers(run, base, tmp_path):
+    loaded = load_base(str(base))
+    findings = findings_of(run, choice=Choice(("math", 2, True), 0.5, 0.9, 0.6, 0.7, 50))
+    findings = replace(findings, methods=weights.compare_methods(run, loaded))
+    write_summary(run, findings, tmp_path)
+    content = json.loads((tmp_path / "summary.json").read_text())
+    assert content["trust"]["least"] == pytest.approx(precision.trust(run)["ratio"].min())
+    assert content["trust"]["flagged"] == [] and content["trust"]["reliability"] == findings.reliability.full
+    assert content["chance"]["p"] == findings.chance.p and content["chance"]["interval"] == [*findings.chance.interval]
+    assert content["choice"] == dict(
+        probes="math", layer=2, mean_taken_off=True, share=0.5, picked=0.9, held_out=0.6, usual=0.7
+    )
+    weight_change = content["methods"]["weight change"]
+    assert weight_change["silhouette"] == findings.methods.loc["weight change", "silhouette"]
+    assert weight_change["seconds"] > 0 and content["methods"]["delta, layer 3"]["seconds"] is None
 
 
 def test_a_page_alone_links_to_nothing(run, tmp_path):
@@ -93,8 +143,6 @@ def test_with_very_many_points_the_slider_has_fewer_layers_and_still_the_last(ru
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_small_collections_have_a_page(run, tmp_path, count):
-    from dataclasses import replace
-
     text = write(replace(run, delta_set=run.delta_set.subset(range(count))), tmp_path)
     assert f"{count} adapter{'' if count == 1 else 's'} of" in text and (
         "A map needs at least two adapters" in text

@@ -84,20 +84,13 @@ def test_what_rounding_could_have_done_is_flagged_and_nothing_else(planted, tmp_
 
 def test_the_floor_is_measured_once_and_kept(planted, tmp_path, monkeypatch):
     run = compute_deltas(planted, PROBES, cache_dir=tmp_path)
+    assert "noise" not in run.cache.about_base()
+    first, loaded = precision.noise_of(run), load_base(run.base_model)
+    np.testing.assert_array_equal(first, noise_floor(loaded, tokenize(loaded.tokenizer, PROBES)))
     kept = json.loads((run.cache.cache_dir / "entries/base.json").read_text())["noise"]
+    assert kept == first.tolist() and len(kept) == 4 and run.cache.verify() == []
     monkeypatch.setattr(precision, "load_base", None)  # whoever loads it again fails
-    np.testing.assert_array_equal(precision.noise_of(run), kept)
-    assert len(kept) == 4 and run.cache.verify() == []
     np.testing.assert_array_equal(precision.noise_of(compute_deltas(planted, PROBES, cache_dir=tmp_path)), kept)
-
-
-def test_a_cache_without_a_floor_gets_one(planted, tmp_path):
-    run = compute_deltas(planted, PROBES, cache_dir=tmp_path)
-    expected = precision.noise_of(run)
-    run.cache.save_base_activation(run.cache.get_base_activation(), run.cache.get_base_activations())
-    assert run.cache.about_base() == {}
-    np.testing.assert_array_equal(precision.noise_of(run), expected)
-    assert run.cache.about_base()["noise"] == expected.tolist()
 
 
 def test_some_layers_only(planted, tmp_path):
@@ -132,6 +125,21 @@ def test_nothing_to_check(planted, tmp_path):
     assert len(precision.precision_check(run, 0)) == 0 and "precision" not in run.cache.about_base()
     with pytest.raises(InputError, match="no base activation"):
         type(run.cache)(tmp_path / "empty").note_base(noise=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("error", "bound"),
+    [(0.0, "1e-9"), (3e-6, "1e-5"), (9.9e-6, "1e-5"), (1.1e-5, "1e-4"), (0.0011, "1 %"), (0.021, "3 %"), (np.inf, "∞")],
+)
+def test_errors_are_told_by_bounds_that_rounding_does_not_move(error, bound):
+    assert precision.at_most(error) == bound
+
+
+def test_the_text_says_how_far_off_the_deltas_are(zoo, tmp_path):
+    run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
+    text = precision.trust_text(precision.trust(run), precision.precision_check(run, 3))
+    assert "No adapter is flagged." in text and "under 10 ×, a direction is not to be trusted" in text
+    assert "3 deltas computed anew in a finer way lie within 1e-" in text
 
 
 @pytest.mark.slow

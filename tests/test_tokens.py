@@ -330,6 +330,26 @@ def test_a_domains_row_is_that_of_its_mean_difference(head, center):
     np.testing.assert_allclose(table["KL"], expected["KL"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("table", [tokens.top_tokens, tokens.domain_tokens])
+def test_both_rankings_side_by_side(tmp_path, table):
+    base = load_base(str(save_base(tmp_path / "base")), device="cpu")
+    head, found = tokens.read_head(base), synthetic(tokens.read_head(base), noise(4, 4, 4, 32), ["b", "a", "a", "b"])
+    both = tokens.beside_the_mean(table, base, found, layer=2, ranking="logit", k=3)
+    plain, beyond = (table(head, found, 2, "logit", center, 3) for center in (False, True))
+    assert list(both["up"]) == list(plain["up"]) and list(both["down"]) == list(plain["down"])
+    assert list(both["up beyond the mean"]) == list(beyond["up"]) != list(both["up"])
+    assert list(both["down beyond the mean"]) == list(beyond["down"])
+    assert list(both["KL"]) == [f"{kl:.2g}" for kl in plain["KL"]] and both.attrs["note"] == ""
+
+
+def test_a_base_whose_tokens_cannot_be_read_is_a_sentence(tmp_path):
+    base = load_base(str(save_base(tmp_path / "base")), device="cpu")
+    found = synthetic(tokens.read_head(base), noise(2, 4, 4, 32))
+    base.model.lm_head = torch.nn.Sequential(base.model.lm_head)
+    table = tokens.beside_the_mean(tokens.top_tokens, base, found)
+    assert len(table) == 0 and "the tokens of this architecture" in table.attrs["note"]
+
+
 def test_no_adapters_give_an_empty_table(head):
     found = synthetic(head, noise(0, 4, 4, 32))
     for center in (False, True):

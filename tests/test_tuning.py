@@ -124,3 +124,31 @@ def test_probe_sets_of_a_run(zoo, base, tmp_path):
     assert sets["mixed"].base.shape[0] == 15
     [again] = [tuning.probe_set_deltas(run, most=2)]
     assert all(len(each) == 2 for each in again.values())
+
+
+def test_a_run_is_cut_to_a_sample_only_if_it_is_larger(zoo, tmp_path):
+    run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
+    assert tuning.sampled(run, 5) is run
+    few = tuning.sampled(run, 2).delta_set
+    assert len(few) == 2 and len(set(few.domains)) == 2
+    assert len(tuning.sampled(run, 0).delta_set) == 0
+
+
+def test_probes_of_several_sets_are_there_once_each():
+    one, other = found(probes=3), found(seed=1, probes=4)
+    one, other = replace(one, probes=("a", "b", "c")), replace(other, probes=("d", "b", "e", "a"))
+    both = tuning.joined([one, other])
+    assert both.probes == ("a", "b", "c", "d", "e")
+    for i in range(15):
+        expected = np.concatenate([one.differences[i], other.differences[i][[0, 2]]])
+        np.testing.assert_array_equal(both.differences[i], expected)
+    np.testing.assert_array_equal(both.base, np.concatenate([one.base, other.base[[0, 2]]]))
+
+
+def test_without_adapters_there_is_nothing_to_choose(zoo, tmp_path):
+    run = compute_deltas(zoo, PROBES, probe_type="mine", cache_dir=tmp_path)
+    sets = tuning.probe_set_deltas(run, 0)
+    assert list(sets) == ["mine"] and len(sets["mine"]) == 0
+    assert tuning.silhouette_grid(sets)[False].isna().all(axis=None)
+    assert tuning.choose(sets).note == tuning.choice_text(tuning.choose(sets)) != ""
+    assert tuning.by_probe_count(tuning.joined(sets.values()))["mean"].isna().all()

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from llgbm_nb import InputError, compute_deltas, find_adapters, use_figures, uses
 from llgbm_nb.activations import last_token_states, load_base, tokenize
+from llgbm_nb.adapters import Adapter
 from llgbm_nb.paths import ROOT
 from llgbm_nb.peft_adapter import base_state
 from llgbm_nb.reference import reference_delta
@@ -148,6 +149,10 @@ def test_near_duplicates_block_by_block_are_those_of_the_whole_matrix(run, monke
         if cos(delta_of(run, found.names[i]), delta_of(run, found.names[j])) > 0.1
     ]
     assert expected and [tuple(row) for row in table[["adapter", "other"]].to_numpy()] == expected
+
+
+def test_the_cache_knows_the_fingerprints_of_the_files(run):
+    assert uses.fingerprints(run) == [Adapter(path, "").fingerprint for path in run.delta_set.paths]
 
 
 def test_the_fingerprints_decide_where_they_are_given(run):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,15 @@ from llgbm_nb.analysis import centered
 from llgbm_nb.deltas import compute_deltas
 from llgbm_nb.errors import InputError
 from llgbm_nb.peft_adapter import base_state
-from llgbm_nb.weights import change_cosines, compare_methods, flattened_cosines, output_cosines, salient_cosines
+from llgbm_nb.weights import (
+    change_cosines,
+    compare_methods,
+    flattened_cosines,
+    methods_table,
+    methods_text,
+    output_cosines,
+    salient_cosines,
+)
 
 LORAS = {
     "r4": dict(),
@@ -338,6 +347,17 @@ def test_planted_domains_are_found_by_all_methods(tmp_path, base, loaded):
     q_and_v = 3 * (32 * 32 + 32 * 16)
     saved = 3 * 4 * (32 + 32 + 32 + 16)
     assert list(frame["dimension"]) == [saved, q_and_v, saved, 32, 32, 32, 32]
+
+
+def test_the_table_for_people_and_how_to_read_it(tmp_path, base, loaded):
+    run = compute_deltas(plant(tmp_path / "zoo", base), PROBES, cache_dir=tmp_path / "deltas")
+    frame = compare_methods(run, loaded)
+    table, text = methods_table(frame), methods_text(frame)
+    assert list(table.index) == list(frame.index) and (table["nearest is of its domain"] == "100 %").all()
+    assert "All on the same 8 adapters" in text and f"{100 * frame.attrs['chance']:.0f} %" in text
+    few = compare_methods(replace(run, delta_set=run.delta_set.subset([0])), loaded)
+    assert (methods_table(few)["silhouette"] == "–").all()
+    assert methods_text(few) == few.attrs["note"] != ""
 
 
 def test_scores_are_scikit_learns_on_the_same_adapters(tmp_path, base, loaded, encoder):
