@@ -24,7 +24,7 @@ OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file
           $(if $(DEVICE),--device '$(DEVICE)') \
           $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute) \
           $(if $(ACCEPTANCE),--acceptance-sample '$(ACCEPTANCE)') $(if $(EVIDENCE),--evidence-sample '$(EVIDENCE)') \
-          $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(QUERY),--query '$(QUERY)')
+          $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(QUERY),--query '$(filter-out none,$(QUERY))')
 
 .PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
         bench-explorer bench-headless lint clean

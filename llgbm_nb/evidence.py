@@ -158,8 +158,8 @@ def chance_text(found: Chance) -> str:
         f"{low:.2f} and {high:.2f} (95 % bootstrap interval).\n"
         f"Shuffled labels reach {found.shuffled.mean():.2f} on average, at most {found.shuffled.max():.2f} in "
         f"{len(found.shuffled)} tries: p = {p}. Below 0.05, chance is an unlikely reason for the grouping.\n"
-        f"The nearest other adapter is of the same domain for {found.accuracy:.0%} of the adapters; by chance it "
-        f"would be for {found.expected_accuracy:.0%} (p = {of_nearest})."
+        f"The nearest other adapter is of the same domain for {100 * found.accuracy:.0f} % of the adapters; by "
+        f"chance it would be for {100 * found.expected_accuracy:.0f} % (p = {of_nearest})."
     )
 
 

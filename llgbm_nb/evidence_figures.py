@@ -78,7 +78,8 @@ def silhouette_grid(grid: dict[bool, pd.DataFrame], choice: Choice):
         if choice.setting and choice.setting[2] == center:
             name, layer, _ = choice.setting
             at = list(frame.columns).index(layer), list(frame.index).index(name)
-            axis.plot(*at, "s", markersize=11, markerfacecolor="none", markeredgecolor=_RED, markeredgewidth=2)
+            for colour, width in (("black", 3.5), ("white", 1.2)):  # seen on light and on dark fields
+                axis.plot(*at, "s", markersize=11, mfc="none", mec=colour, mew=width)
         sns.despine(ax=axis, left=True, bottom=True)
     axes[-1].set_xlabel("layer (0 = embeddings)" + ("; framed: picked most often" if choice.setting else ""))
     figure.colorbar(image, ax=axes, label="silhouette by domain", shrink=0.8, pad=0.02)

@@ -39,6 +39,7 @@ PICTURES = {
     "signal": "Each probe set and layer. The brightest one is picked by its labels, and so flatters.",
     "probe_counts": "Fewer probes. Where the curve is still rising at its right end, more probes would help.",
 }
+HEATMAPS = ("similarity", "signal")
 TOKENS = (
     "Of the mean delta of each domain's adapters: next tokens by their share of the change in the distribution, "
     "p_M log(p_M / p_B), at the probes' last tokens; KL is all of that change, in nats."
@@ -185,7 +186,10 @@ def _evidence(run: DeltaRun, findings: Findings, folder: Path) -> list[str]:
         parts += ["<h2>Where the signal is</h2>", *_pictures(folder, "signal"), _text(choice_text(findings.choice))]
         parts += _pictures(folder, "probe_counts")
     if findings.tokens is not None and len(findings.tokens):
-        parts.append("<h2>What the domains make likelier, and less likely</h2>" + _table(findings.tokens.reset_index()))
+        parts.append(
+            "<h2>What the domains make likelier, and less likely</h2>"
+            + _table(findings.tokens.reset_index(), "list tokens")
+        )
         parts.append(_text(TOKENS))
     if findings.methods is not None:
         parts.append("<h2>Against the alternatives</h2>" + _table(methods_table(findings.methods).reset_index()))
@@ -198,14 +202,16 @@ def _text(text: str) -> str:
 
 
 def _pictures(folder: Path, *names: str) -> list[str]:
-    """Pictures of the folder in 64 colours, and what to see in each; without those that it lacks."""
+    """Pictures of the folder in few colours, and what to see in each; without those that it lacks."""
     return [_picture(file, PICTURES[name]) for name in names if (file := folder / f"{name}.png").exists()]
 
 
 def _picture(file: Path, text: str) -> str:
     packed = io.BytesIO()
     with Image.open(file) as picture:
-        picture.convert("RGB").quantize(64).convert("RGB").save(packed, "WEBP", lossless=True, method=4)
+        picture.convert("RGB").quantize(256 if file.stem in HEATMAPS else 32).convert("RGB").save(
+            packed, "WEBP", lossless=True, method=4
+        )
     data = base64.b64encode(packed.getvalue()).decode()
     return (
         f'<figure><img alt="{file.stem}" src="data:image/webp;base64,{data}"><figcaption>{text}</figcaption></figure>'
@@ -225,9 +231,9 @@ def _adapters(records: list[dict], trust: pd.DataFrame) -> str:
     return _table(analysis.table(records, trust).reset_index()[columns])
 
 
-def _table(frame: pd.DataFrame) -> str:
+def _table(frame: pd.DataFrame, classes: str = "list") -> str:
     with pd.option_context("display.max_colwidth", None):
-        return frame.to_html(index=False, border=0, classes="list")
+        return frame.to_html(index=False, border=0, classes=classes)
 
 
 def _links(folder: Path) -> str:
@@ -281,7 +287,7 @@ h1 {font-size: 1.6em; margin: 0; overflow-wrap: anywhere} h2 {font-size: 1.15em;
 .finding {font-size: 1.15em; margin: .2em 0 1em}
 table {border-collapse: collapse} th, td {text-align: left; vertical-align: top; padding: .15em 1.2em .15em 0}
 td {overflow-wrap: anywhere} .facts th {font-weight: 600; white-space: nowrap} .list {font-size: .9em}
-.list tr {border-bottom: 1px solid #e5e5e5}
+.list tr {border-bottom: 1px solid #e5e5e5} .tokens td {overflow-wrap: normal}
 figure {margin: 2em 0} img {max-width: min(100%, 760px)} figcaption {color: #555}
 pre {white-space: pre-wrap; margin: 0} summary {cursor: pointer; color: #555}
 @media print {body {margin: 0; max-width: none} figure, tr, #map {break-inside: avoid} a {color: inherit}

@@ -190,6 +190,6 @@ def choice_text(found: Choice) -> str:
     return (
         f"Picked on one half of the adapters, a setting scores {found.picked:.2f} there, {found.held_out:.2f} on the "
         f"other half, where the usual one (last layer, mean left in) scores {found.usual:.2f}: these last two compare "
-        f"fairly.\nPicked most often, in {found.share:.0%} of {2 * found.splits} halves: {name} probes, layer {layer}, "
-        f"mean {'taken off' if center else 'left in'}."
+        f"fairly.\nPicked most often, in {100 * found.share:.0f} % of {2 * found.splits} halves: {name} probes, layer "
+        f"{layer}, mean {'taken off' if center else 'left in'}."
     )

@@ -107,7 +107,7 @@ def merge_map(merge: dict | None):
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.set(xlabel=f"along the delta of {merge['adapters'][0]}", ylabel="across it")
     axis.set_aspect("equal")
-    axis.margins(0.15)
+    axis.margins(0.15, 0.22)
     axis.set_title(
         f"Merged: cosine {merge['cosine']:.3f} to the sum, {100 * merge['error']:.0f} % of its norm away "
         f"({100 * off:.0f} % off this plane)"
