@@ -26,6 +26,8 @@ OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file
           $(if $(ACCEPTANCE),--acceptance-sample '$(ACCEPTANCE)') $(if $(EVIDENCE),--evidence-sample '$(EVIDENCE)') \
           $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(QUERY),--query '$(filter-out none,$(QUERY))')
 
+SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
+
 .PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
         bench-explorer bench-headless lint clean
 
@@ -48,8 +50,8 @@ report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (index.
 	$(BIN)/python -m llgbm_nb.report $(OPTIONS)
 
 test: $(READY) lint  ## everything: unit tests, the demo base, papermill runs, and the committed notebooks with nbval
-	$(BIN)/pytest tests
-	$(BIN)/pytest --nbval --nbval-sanitize-with tests/nbval.cfg notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) --nbval --nbval-sanitize-with tests/nbval.cfg notebooks
 
 test-fast: $(READY)  ## the inner loop: unit tests on tiny models only
 	$(BIN)/pytest tests -m 'not slow'

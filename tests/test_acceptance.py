@@ -81,7 +81,7 @@ def test_a_measurement_that_does_not_repeat_fails_the_fifth(run, monkeypatch):
     real, rng = engine.last_token_states, np.random.default_rng(0)
     noise = lambda *a: real(*a) + np.float32(1e-6) * rng.normal(size=1).astype(np.float32)  # noqa: E731
     monkeypatch.setattr(engine, "last_token_states", noise)
-    assert acceptance._deterministic(run, acceptance.pick_sample(run, 1))[0] == "FAIL"
+    assert acceptance._deterministic(run, acceptance.pick_sample(run, 1), [])[0] == "FAIL"
 
 
 def test_memory_that_grows_fails_the_second(monkeypatch):

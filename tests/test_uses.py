@@ -324,7 +324,7 @@ def test_a_query_is_trained_once(query, base, loaded, tmp_path, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [dict(steps=3), dict(rank=4), dict(lr=1e-3), dict(targets="qv"), dict(seed=1)])
+@pytest.mark.parametrize("change", [dict(steps=3), dict(rank=4), dict(lr=2e-3), dict(targets="qv"), dict(seed=1)])
 def test_another_setting_is_another_adapter(query, base, loaded, tmp_path, change):
     one, other = (
         uses.task_adapter(query, str(base), tmp_path / "q", base=loaded, **(SHORT | each)) for each in ({}, change)
