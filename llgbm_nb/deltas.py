@@ -91,6 +91,11 @@ class DeltaSet:
         columns = {"name": self.names, "path": self.paths, "domain": self.domains, "kind": self.kinds}
         return pd.DataFrame(columns | {"norm": np.linalg.norm(deltas, axis=1), "delta": list(deltas)})
 
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The adapters on disk, in the set's order."""
+        return [Adapter(*each) for each in zip(self.paths, self.names, self.domains, strict=True)]
+
     def base_norm(self, layer: int = -1) -> float:
         """||v(B)|| at `layer`: what the norms of the deltas are measured against."""
         return float(np.linalg.norm(mean_over_probes(self.base[:, self._column(layer)])))
@@ -117,6 +122,16 @@ class DeltaRun:
     base_model: str
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
+    device: str = "auto"
+
+    def load_base(self) -> BaseModel:
+        """The base, for what else is measured of it: in float32, or in the run's own dtype if that is a "-plain" one.
+
+        Raises InputError if it cannot be loaded.
+        """
+        dtype = self.cache.config["dtype"]
+        dtype = dtype if difference_dtype(dtype) is None else "float32"
+        return load_base(self.base_model, dtype, self.device, self.trust_remote_code)
 
     def count(self, status: str) -> int:
         return sum(record["status"] == status for record in self.records)
@@ -230,7 +245,7 @@ def compute_deltas(
     ordered = [records[adapter.path] for adapter in adapters]
     for each in ordered:
         each["relative"] = each["norm"] / delta_set.base_norm()
-    return DeltaRun(delta_set, ordered, cache, base_model, trust_remote_code, tuple(notes))
+    return DeltaRun(delta_set, ordered, cache, base_model, trust_remote_code, tuple(notes), device)
 
 
 def _kept(cache: DeltaCache, adapter: Adapter) -> tuple | None:

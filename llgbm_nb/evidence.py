@@ -92,11 +92,13 @@ def _halves(probes: int, random: np.random.Generator) -> list[np.ndarray]:
 def probe_spread(differences: np.ndarray) -> np.ndarray:
     """How far single probes' differences lie from their mean, the delta, as a share of its norm: float64 (adapters,).
 
-    The root mean square over the probes, from `differences` (adapters, probes, hidden); infinite for a delta of zero.
-    The mean of P such probes is off by about this over the square root of P.
+    The standard deviation over the probes, from `differences` (adapters, probes, hidden): infinite for a delta of zero,
+    NaN for one probe. The mean of P such probes is off by about this over the square root of P.
     """
-    deltas = differences.mean(axis=1, dtype=np.float64)
-    away = np.sqrt(((differences - deltas[:, None]) ** 2).sum(axis=2).mean(axis=1))
+    count, deltas = differences.shape[1], differences.mean(axis=1, dtype=np.float64)
+    if count < 2:
+        return np.full(len(deltas), np.nan)
+    away = np.sqrt(((differences - deltas[:, None]) ** 2).sum(axis=(1, 2)) / (count - 1))
     sizes = norms(deltas)
     return np.divide(away, sizes, out=np.full(len(sizes), np.inf), where=sizes > 0)
 

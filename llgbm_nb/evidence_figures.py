@@ -63,7 +63,7 @@ def silhouette_grid(grid: dict[bool, pd.DataFrame], choice: Choice):
     """Silhouettes over layers (columns) and probe sets (rows), with the mean delta left in and taken off."""
     values = np.concatenate([frame.to_numpy().ravel() for frame in grid.values()])
     if not np.isfinite(values).any():
-        return sentence("A silhouette needs at least two domains, one of them with two adapters.")
+        return sentence("There is no silhouette to show, of any probes and at any layer.")
     rows, layers = grid[False].shape
     figure = new_figure(8.6, 0.62 * rows + 2.4)
     axes = figure.subplots(2, 1, sharex=True)
@@ -93,7 +93,7 @@ def silhouette_grid(grid: dict[bool, pd.DataFrame], choice: Choice):
 def probe_counts(found: pd.DataFrame):
     """The silhouette against the number of probes, as `tuning.by_probe_count` gives it."""
     if not np.isfinite(found["mean"]).any():
-        return sentence("A silhouette needs at least two domains, one of them with two adapters.")
+        return sentence("There is no silhouette to show, of any number of probes.")
     figure = new_figure(7, 2.8)
     axis = figure.add_subplot()
     axis.fill_between(found.index, found["low"], found["high"], color=BLUE, alpha=0.15, linewidth=0)

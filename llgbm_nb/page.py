@@ -24,7 +24,7 @@ from .evidence import chance_text, reliability_text
 from .paths import shown, write_whole
 from .precision import trust_text
 from .report import NOTEBOOKS, Findings, versions
-from .tuning import choice_text
+from .tuning import NOTHING, choice_text
 from .weights import methods_table, methods_text
 
 POINTS = 50_000  # on all layers of the map together: with more, the slider has fewer layers
@@ -40,10 +40,6 @@ PICTURES = {
     "probe_counts": "Fewer probes. Where the curve is still rising at its right end, more probes would help.",
 }
 HEATMAPS = ("similarity", "signal")
-TOKENS = (
-    "Of the mean delta of each domain's adapters: next tokens by their share of the change in the distribution, "
-    "p_M log(p_M / p_B), at the probes' last tokens; KL is all of that change, in nats."
-)
 _DIGITS = "".join(chr(c) for c in range(35, 127) if chr(c) not in "&<>\\`'/")[:85]  # digits of base 85, safe in HTML
 
 
@@ -182,7 +178,7 @@ def _evidence(run: DeltaRun, findings: Findings, folder: Path) -> list[str]:
         *_pictures(folder, "chance"),
         _text(reliability_text(findings.reliability, probes)),
     ]
-    if findings.choice is not None:
+    if findings.choice is not None and findings.choice.note != NOTHING:
         parts += ["<h2>Where the signal is</h2>", *_pictures(folder, "signal"), _text(choice_text(findings.choice))]
         parts += _pictures(folder, "probe_counts")
     if findings.tokens is not None and len(findings.tokens):
@@ -190,8 +186,8 @@ def _evidence(run: DeltaRun, findings: Findings, folder: Path) -> list[str]:
             "<h2>What the domains make likelier, and less likely</h2>"
             + _table(findings.tokens.reset_index(), "list tokens")
         )
-        parts.append(_text(TOKENS))
-    if findings.methods is not None:
+        parts.append(_text("Of the mean delta of each domain's adapters. " + findings.tokens.attrs["note"]))
+    if findings.methods is not None and findings.methods["adapters"].any():
         parts.append("<h2>Against the alternatives</h2>" + _table(methods_table(findings.methods).reset_index()))
         parts.append(_text(methods_text(findings.methods)))
     return parts

@@ -27,8 +27,9 @@ from .deltas import DeltaRun
 from .errors import InputError
 from .evidence import Chance, Reliability
 from .parameters import check
-from .paths import ROOT, files_fingerprint, shown, write_whole
+from .paths import ROOT, files_fingerprint, from_root, shown, write_whole
 from .tuning import Choice
+from .uses import find_queries
 
 NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_uses")
 DEFAULTS = dict(
@@ -230,9 +231,15 @@ def _name(parameters: dict, values) -> str:
 
 
 def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None) -> str:
-    """A fingerprint of all that a report is made from: parameters, notebooks, program, base and adapters."""
+    """A fingerprint of all that a report is made from: parameters, notebooks, program, base, adapters and queries.
+
+    Raises InputError if there are no such queries.
+    """
     program = [*sorted(Path(__file__).parent.glob("*.py")), *(ROOT / "notebooks" / f"{n}.ipynb" for n in NOTEBOOKS)]
     program += [probe_file] if probe_file else []
+    program += [*find_queries(parameters["query"]).values()] if parameters["query"] else []
+    if (encoder := from_root(parameters["sentence_encoder"])).is_dir() and parameters["sentence_encoder"]:
+        program += [file for file in encoder.rglob("*") if file.is_file()]
     state = [
         json.dumps(parameters | {"force_recompute": False}, sort_keys=True),
         files_fingerprint(program),

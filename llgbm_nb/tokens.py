@@ -31,6 +31,13 @@ from .errors import InputError
 from .packing import blocks_of
 
 RANKINGS = ("share", "logit")
+HEAD = "The LM head is the base's, also where an adapter or a full checkpoint changes it."
+HOW_TO_READ = {
+    "share": "Next tokens by their share of the change in the distribution at the probes' last tokens: up by "
+    "p_M log(p_M / p_B), down by p_B log(p_M / p_B). KL is all of the change, in nats. " + HEAD,
+    "logit": "Tokens by the change of their raw logits, mean over the probes; many of them are never likely. KL is the "
+    "change in the next-token distribution, in nats. " + HEAD,
+}
 SIGNS = str.maketrans({" ": "␣", "\N{NO-BREAK SPACE}": "⍽", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
@@ -277,7 +284,7 @@ def beside_the_mean(
 ) -> pd.DataFrame:
     """`top_tokens` or `domain_tokens` (`table`), and beside it what is beyond the pool's mean delta.
 
-    `attrs["note"]` says why there is nothing where this base's tokens cannot be read.
+    `attrs["note"]` says how to read it (HOW_TO_READ), or why there is nothing.
     """
     try:
         head = read_head(base)
@@ -288,7 +295,7 @@ def beside_the_mean(
         return frame
     frame = plain.join(beyond[["up", "down"]].rename(columns="{} beyond the mean".format))
     frame["KL"] = [f"{kl:.2g}" for kl in frame["KL"]]
-    frame.attrs["note"] = ""
+    frame.attrs["note"] = HOW_TO_READ[ranking] if len(frame) else "There are no domains."
     return frame
 
 

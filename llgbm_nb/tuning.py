@@ -13,11 +13,12 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from .adapters import UNKNOWN, Adapter
+from .adapters import UNKNOWN
 from .analysis import centered, silhouette, similarity
 from .deltas import DeltaRun, DeltaSet, compute_deltas
-from .probes import create_domain_probes, create_generic_probes
+from .probes import PROBE_TYPES, create_probes
 
+NOTHING = "No adapter with a domain was looked at."
 SUBSETS = 60  # of the probes, for each number of them; where there are more, so many random ones
 
 
@@ -28,6 +29,7 @@ class Choice:
     A setting is (probe set, layer, with the mean taken off). `setting` is picked most often, in `share` of the cases.
     Silhouettes: `picked` on the half that picked (it flatters), `held_out` on the other half, `usual` of the usual
     setting (the first probe set, last layer, mean left in) on those other halves. NaN with the reason in `note`.
+    `adapters` is how many there were.
     """
 
     setting: tuple[str, int, bool] | None
@@ -37,13 +39,14 @@ class Choice:
     usual: float
     splits: int
     note: str = ""
+    adapters: int = 0
 
 
-def spread_sample(domains, most: int, seed: int = 0) -> list[int]:
-    """Indices of at most `most` adapters with a known domain, of all domains alike, in order."""
+def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
+    """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: with those that have none, too."""
     random, groups = np.random.default_rng(seed), []
     domains = np.asarray(domains, dtype=object)
-    for domain in sorted(set(domains) - {UNKNOWN}):
+    for domain in sorted(set(domains) - (set() if unknown else {UNKNOWN})):
         mine = np.flatnonzero(domains == domain)
         groups.append(list(random.permutation(mine)))
     rounds = [group[i] for i in range(max(map(len, groups), default=0)) for group in groups if i < len(group)]
@@ -53,7 +56,11 @@ def spread_sample(domains, most: int, seed: int = 0) -> list[int]:
 def sampled(run: DeltaRun, most: int) -> DeltaRun:
     """The run with at most `most` of its adapters: all of them if there are no more, else those of `spread_sample`."""
     found = run.delta_set
-    return run if len(found) <= most else replace(run, delta_set=found.subset(spread_sample(found.domains, most)))
+    return (
+        run
+        if len(found) <= most
+        else replace(run, delta_set=found.subset(spread_sample(found.domains, most, unknown=True)))
+    )
 
 
 def probe_set_deltas(run: DeltaRun, most: int = 60, **options) -> dict[str, DeltaSet]:
@@ -64,21 +71,21 @@ def probe_set_deltas(run: DeltaRun, most: int = 60, **options) -> dict[str, Delt
     """
     config, found = run.cache.config, run.delta_set
     found = found.subset(spread_sample(found.domains, most))
-    sets = {config["probe_type"]: found}
-    adapters = [Adapter(*each) for each in zip(found.paths, found.names, found.domains, strict=True)]
-    wanted = {"generic": create_generic_probes()} | {
-        d: create_domain_probes(d) for d in ("math", "code", "commonsense")
-    }
-    for name, probes in wanted.items() if adapters else ():
+    own = config["probe_type"]
+    if own in PROBE_TYPES and config["probes"] != create_probes(own):
+        own += " (own)"  # a file of one's own that is called like a shipped set
+    sets = {own: found}
+    for name in ("generic", "math", "code", "commonsense") if len(found) else ():
         if name not in sets:
             sets[name] = compute_deltas(
-                adapters, probes, base_model=run.base_model, cache_dir=run.cache.cache_dir.parent, probe_type=name,
-                max_length=config["max_length"], dtype=config["dtype"], layers=config.get("layers", "all"),
-                trust_remote_code=run.trust_remote_code, **options,
+                found.adapters, create_probes(name), base_model=run.base_model, cache_dir=run.cache.cache_dir.parent,
+                probe_type=name, max_length=max(256, config["max_length"]), dtype=config["dtype"],
+                layers=config.get("layers", "all"), device=run.device, trust_remote_code=run.trust_remote_code,
+                **options,
             ).delta_set  # fmt: skip
     common = set.intersection(*(set(each.paths) for each in sets.values()))
     sets = {name: each.subset(i for i, path in enumerate(each.paths) if path in common) for name, each in sets.items()}
-    if "mixed" not in sets and adapters:
+    if "mixed" not in sets and len(found):
         sets["mixed"] = joined([sets[name] for name in ("generic", "math", "code")])
     return sets
 
@@ -129,6 +136,8 @@ def choose(sets: dict[str, DeltaSet], splits: int = 50, seed: int = 0) -> Choice
     domains = np.asarray(first.domains, dtype=object)
     labelled = np.flatnonzero(domains != UNKNOWN)
     kinds, own, sizes = np.unique(domains[labelled].astype(str), return_inverse=True, return_counts=True)
+    if not len(labelled):
+        return Choice(None, *[np.nan] * 4, 0, NOTHING)
     if len(kinds) < 2 or sizes.min() < 4:
         return Choice(
             None, *[np.nan] * 4, 0, "A choice can be checked with two domains of at least four adapters each."
@@ -156,7 +165,9 @@ def choose(sets: dict[str, DeltaSet], splits: int = 50, seed: int = 0) -> Choice
             scores.append((here[pick], there[pick], there[usual]))
     best, times = Counter(picks).most_common(1)[0]
     picked, held_out, as_usual = np.mean(scores, axis=0)
-    return Choice(settings[best], times / len(picks), float(picked), float(held_out), float(as_usual), splits)
+    return Choice(
+        settings[best], times / len(picks), float(picked), float(held_out), float(as_usual), splits, adapters=len(own)
+    )
 
 
 def _silhouettes(distances: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -188,8 +199,9 @@ def choice_text(found: Choice) -> str:
         return found.note
     name, layer, center = found.setting
     return (
-        f"Picked on one half of the adapters, a setting scores {found.picked:.2f} there, {found.held_out:.2f} on the "
-        f"other half, where the usual one (last layer, mean left in) scores {found.usual:.2f}: these last two compare "
-        f"fairly.\nPicked most often, in {100 * found.share:.0f} % of {2 * found.splits} halves: {name} probes, layer "
-        f"{layer}, mean {'taken off' if center else 'left in'}."
+        f"Picked on one half of {found.adapters} adapters, a setting scores {found.picked:.2f} there, "
+        f"{found.held_out:.2f} on the other half, where the usual one (last layer, mean left in) scores "
+        f"{found.usual:.2f}: these last two compare fairly.\n"
+        f"Picked most often, in {100 * found.share:.0f} % of {2 * found.splits} halves: {name} probes, layer {layer}, "
+        f"mean {'taken off' if center else 'left in'}."
     )

@@ -16,7 +16,7 @@ def additivity(pairs: pd.DataFrame):
     """`uses.additivity`'s table: for each pair the cosine of both at once to the sum, and to the nearer of the two."""
     pairs = pairs[pairs["cosine"].notna()]
     if pairs.empty:
-        return sentence("Additivity needs two plain LoRA adapters that have a domain; there are none to show.")
+        return sentence("There is no pair of plain LoRA adapters with a domain, and with deltas, to show.")
     colours = {"within": BLUE, "across": ORANGE}
     figure = new_figure(7, 0.27 * len(pairs) + 1.4)
     axis = figure.add_subplot()
@@ -74,10 +74,10 @@ def query_cosines(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
     return figure
 
 
-def merge_map(merge: dict | None):
-    """`uses.merge_check`'s result of two adapters, in the plane that their deltas span: sum and merged adapter."""
-    if merge is None:
-        return sentence("Nothing was merged: it takes two plain LoRA adapters of different domains.")
+def merge_map(merge: dict | str):
+    """`uses.merge_or_reason`'s result, in the plane that the two deltas span: sum and merged adapter."""
+    if isinstance(merge, str):
+        return sentence(merge)
     if len(merge["adapters"]) != 2:
         return sentence("The map of a merge is of two adapters.")
     parts = np.asarray(merge["weights"])[:, None] * merge["singles"].astype(np.float64)  # (2, hidden)

@@ -201,7 +201,7 @@ def additivity(
     `error` ||Delta(A+B) - (Delta(A) + Delta(B))|| / ||Delta(A) + Delta(B)||, `single`: the larger of the cosines of
     Delta(A+B) with Delta(A) and Delta(B), the yardstick that the sum has to beat; and `reason` if a pair could not be
     measured. `pairs` are names; None draws up to `per_kind` of either kind among plain LoRA adapters that have a
-    domain. `base` is `load_base(run.base_model)` in float32, and is the same afterwards, bit for bit. Raises InputError
+    domain. `base` is `run.load_base()`, and is the same afterwards, bit for bit. Raises InputError
     for an unknown name, BaseChanged if the base could not be brought back.
     """
     found, rows = run.delta_set, []
@@ -214,9 +214,13 @@ def additivity(
         row["kind"] = "within" if found.domains[i] == found.domains[j] else "across"
         row["reason"] = ""
         try:
-            both = probed.delta([_adapter(found, i), _adapter(found, j)])
+            both = probed.delta([found.adapters[i], found.adapters[j]])
         except InputError as error:
             row["reason"] = str(error)
+            rows.append(row)
+            continue
+        if not np.any(single[names[0]] + single[names[1]]):
+            row["reason"] = "their deltas add up to zero"
         else:
             row["cosine"], row["error"] = _agreement(both, single[names[0]] + single[names[1]])
             row["single"] = max(cosine(both, single[name]) for name in names)
@@ -263,7 +267,7 @@ def merge_check(
         wrapped.base_model.add_weighted_adapter(parts, weights, "merged", combination_type=combination_type)
         wrapped.base_model.set_adapter("merged", inference_mode=True)
 
-    measured = _Probed(run, base).delta([_adapter(found, i) for i in numbers], merge)
+    measured = _Probed(run, base).delta([found.adapters[i] for i in numbers], merge)
     singles = found.deltas()[numbers]
     predicted = np.asarray(weights, dtype=np.float32) @ singles
     near, error = _agreement(measured, predicted)
@@ -273,9 +277,19 @@ def merge_check(
     )  # fmt: skip
 
 
-def merge_cosines(merge: dict | None, asked: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def merge_or_reason(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dict | str:
+    """`merge_check` of two adapters, or a sentence that says why there is none."""
+    if len(names) != 2:
+        return "Nothing was merged: it takes two plain LoRA adapters of different domains."
+    try:
+        return merge_check(run, base, names)
+    except InputError as error:
+        return f"{' and '.join(names)} cannot be merged: {error}"
+
+
+def merge_cosines(merge: dict | str, asked: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Cosine of each single adapter's delta, and of the merged one's, with each of `asked`, {query: delta}."""
-    if merge is None:
+    if isinstance(merge, str):
         return pd.DataFrame(columns=[*asked], dtype=float)
     measured = dict(zip(merge["adapters"], merge["singles"], strict=True)) | {"merged": merge["measured"]}
     rows = {name: {query: cosine(delta, wanted) for query, wanted in asked.items()} for name, delta in measured.items()}
@@ -295,16 +309,12 @@ def _agreement(measured: np.ndarray, predicted: np.ndarray) -> tuple[float, floa
     return cosine(measured, predicted), error
 
 
-def _adapter(found: DeltaSet, number: int) -> Adapter:
-    return Adapter(found.paths[number], found.names[number], found.domains[number])
-
-
 def _plain_lora(found: DeltaSet, number: int) -> bool:
     """Whether an adapter is LoRA and nothing else: only then is a sum of changes what PEFT makes of several."""
     if not found.kinds[number].startswith(("LoRA", "rsLoRA")):  # without a look at its files
         return False
     try:
-        return is_plain(read_config(_adapter(found, number)))
+        return is_plain(read_config(found.adapters[number]))
     except InputError:
         return False
 
@@ -334,9 +344,10 @@ def find_queries(query: str | Path) -> dict[str, Path]:
     return {file.stem: file for file in find_data_files(query)}
 
 
-def domain_of_query(name: str) -> str:
-    """The domain that a query's name begins with: "math" of "math-counting"."""
-    return name.split("-")[0]
+def domain_of_query(name: str, domains: Sequence[str] = ()) -> str:
+    """The domain that a query's name begins with: the longest of `domains` that does, or what stands before a dash."""
+    known = [domain for domain in domains if name == domain or name.startswith(f"{domain}-")]
+    return max(known, key=len, default=name.split("-")[0])
 
 
 def task_adapter(
@@ -349,19 +360,21 @@ def task_adapter(
     This is the paper's task embedding: what twenty examples do to the base says what kind of task they are of. The
     adapter is `<folder>/<digest of the pairs, the base's files and the settings>/`, so it is trained once: in float32
     on `base`, which is `base_model` loaded (None: loaded here, if it is needed) and as it was afterwards, with alpha
-    twice the rank. Raises InputError if the file cannot be used, or the base has no such `targets`.
+    twice the rank. A base without modules called as "attention" says has all its linear layers trained instead. Raises
+    InputError if the file cannot be used, or the base has no such `targets`.
     """
     pairs, name = read_pairs(pairs_file), Path(pairs_file).stem
     how = dict(steps=steps, lr=lr, batch_size=batch_size, max_tokens=max_tokens, seed=seed)
-    content = [pairs, base_fingerprint(base_model), how, rank, targets]
+    content = [pairs, str(base_model), base_fingerprint(base_model), how, rank, targets]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     target = Path(folder) / digest
     if (target / CONFIG).exists():
         return target
     base = base or load_base(base_model)
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=TARGETS.get(targets) or targets.split(","), task_type="CAUSAL_LM"
-    )
+    modules = TARGETS.get(targets) or targets.split(",")
+    if targets == "attention" and not any(name.endswith(tuple(modules)) for name, _ in base.model.named_modules()):
+        modules = TARGETS["all"]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
     try:
         with quiet_transformers():
             tensors, config, losses = finetune(base.model, base.tokenizer, pairs, config, **how)
@@ -372,7 +385,7 @@ def task_adapter(
     return target
 
 
-def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path], device: str = "auto") -> np.ndarray:
+def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path]) -> np.ndarray:
     """The deltas of query adapters, {name: folder}, measured as the run's were: float32 (queries, hidden).
 
     They are kept in `queries/` beside the run's cache: in the cache itself they would be taken for adapters of the
@@ -384,7 +397,7 @@ def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path], device: str =
     queried = compute_deltas(
         [Adapter(folder, Path(folder).name) for folder in dict.fromkeys(folders)], config["probes"],
         base_model=run.base_model, cache_dir=run.cache.cache_dir.parent / "queries", probe_type=config["probe_type"],
-        max_length=config["max_length"], dtype=config["dtype"], layers=config.get("layers", "all"), device=device,
+        max_length=config["max_length"], dtype=config["dtype"], layers=config.get("layers", "all"), device=run.device,
         trust_remote_code=run.trust_remote_code,
     )  # fmt: skip
     for record in queried.records:
@@ -394,14 +407,12 @@ def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path], device: str =
     return np.array([measured[folder] for folder in folders])
 
 
-def query_cosines(
-    run: DeltaRun, queries: Mapping[str, str | Path], center: bool = False, device: str = "auto"
-) -> pd.DataFrame:
+def query_cosines(run: DeltaRun, queries: Mapping[str, str | Path], center: bool = False) -> pd.DataFrame:
     """Cosine of each query's delta with each adapter's: a row per query, a column per adapter of the run.
 
     `center` takes the pool's mean delta off both sides first. The rest is as in `query_deltas`.
     """
-    asked, pool = query_deltas(run, queries, device), run.delta_set.deltas()
+    asked, pool = query_deltas(run, queries), run.delta_set.deltas()
     if center and len(pool):
         asked, pool = asked - pool.mean(axis=0), centered(pool)
     return pd.DataFrame(
@@ -409,20 +420,19 @@ def query_cosines(
     )
 
 
-def task_query(run: DeltaRun, adapter_folder: str | Path, center: bool = False, device: str = "auto") -> pd.DataFrame:
+def task_query(run: DeltaRun, adapter_folder: str | Path, center: bool = False) -> pd.DataFrame:
     """The run's adapters ranked by how near they are to one query's: columns adapter, domain, kind, cosine.
 
     The options and errors are those of `query_cosines`.
     """
     found = run.delta_set
-    cosines = query_cosines(run, {"query": adapter_folder}, center, device).loc["query"].to_numpy()
+    cosines = query_cosines(run, {"query": adapter_folder}, center).loc["query"].to_numpy()
     frame = pd.DataFrame({"adapter": found.names, "domain": found.domains, "kind": found.kinds, "cosine": cosines})
     return frame.sort_values("cosine", ascending=False, kind="stable", ignore_index=True)
 
 
 def query_accuracy(
-    run: DeltaRun, queries: Mapping[str, str | Path], truths: Mapping[str, str], center: bool = False,
-    device: str = "auto",
+    run: DeltaRun, queries: Mapping[str, str | Path], truths: Mapping[str, str], center: bool = False
 ) -> pd.DataFrame:  # fmt: skip
     """Whether each query's nearest adapter is of its own domain: a row per query.
 
@@ -434,7 +444,7 @@ def query_accuracy(
     found, rows = run.delta_set, []
     domains = np.asarray(found.domains, dtype=object)
     labelled = domains != UNKNOWN
-    for query, cosines in query_cosines(run, queries, center, device).iterrows():
+    for query, cosines in query_cosines(run, queries, center).iterrows():
         truth, cosines = truths[query], cosines.to_numpy(dtype=float)
         own, other = labelled & (domains == truth), labelled & (domains != truth)
         best = int(np.argmax(np.where(labelled, cosines, -np.inf))) if labelled.any() else None
@@ -471,17 +481,28 @@ def accuracy_text(accuracy: pd.DataFrame) -> str:
 def pick_to_merge(run: DeltaRun, cosines: pd.DataFrame | None = None) -> list[str]:
     """Two plain LoRA adapters of different domains, by name; fewer where there are no two.
 
-    With `query_cosines`' table, each query proposes the nearest one, in the table's order; without, each domain its
-    first. rsLoRA is left out: see `merge_check`.
+    With `query_cosines`' table, each query proposes its nearest one, in the table's order, and if these are all of one
+    domain, the first query the nearest one of another; without, each domain its first. rsLoRA is left out: see
+    `merge_check`; and so is what PEFT merges in part only (chosen layers), or not with a list (targets by regex).
     """
     found = run.delta_set
+
+    def fits(i: int) -> bool:
+        if not found.kinds[i].startswith("LoRA") or not _plain_lora(found, i):
+            return False
+        config = found.adapters[i].config
+        return not config.get("layers_to_transform") and isinstance(config.get("target_modules"), list)
+
     if cosines is None or cosines.empty:
         orders = [[i for i, d in enumerate(found.domains) if d == domain] for domain in dict.fromkeys(found.domains)]
     else:
         orders = np.argsort(-cosines.to_numpy(dtype=float), axis=1, kind="stable")
     picked: dict[str, str] = {}
     for order in orders:
-        best = next((i for i in order if found.kinds[i].startswith("LoRA") and _plain_lora(found, i)), None)
+        best = next((i for i in order if fits(i)), None)
         if best is not None and len(picked) < 2:
             picked.setdefault(found.domains[best], found.names[best])
+    if len(picked) == 1 and len(orders):
+        best = next((i for i in orders[0] if found.domains[i] not in picked and fits(i)), None)
+        picked |= {} if best is None else {found.domains[best]: found.names[best]}
     return [*picked.values()]

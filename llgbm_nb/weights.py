@@ -49,7 +49,7 @@ def compare_methods(
     """
     encoder = _load_encoder(sentence_encoder, base) if sentence_encoder else None
     labelled = run.delta_set.subset(i for i, domain in enumerate(run.delta_set.domains) if domain != UNKNOWN)
-    adapters = _adapters(labelled)
+    adapters = labelled.adapters
     methods = {
         "flattened weights": _timed(_flattened, adapters),
         "weight change": _timed(_changes, adapters, base.model),
@@ -105,6 +105,11 @@ def methods_text(found: pd.DataFrame) -> str:
             f"All on the same {found['adapters'].iloc[0]} adapters. Silhouette: near 1, domains lie apart; by chance "
             f"the nearest other adapter is of its domain for {100 * found.attrs['chance']:.0f} %."
         )
+        if (found["nearest neighbour"] < found.attrs["chance"] / 2).any():
+            lines.append(
+                "Where it is far less, what adapters of different domains have in common, such as a seed, a rank or "
+                "modules, weighs more than what they learned."
+            )
     return "\n".join(filter(None, [*lines, found.attrs["note"]]))
 
 
@@ -149,7 +154,7 @@ def output_cosines(run: DeltaRun, base: BaseModel, sentence_encoder: str) -> np.
     averaged over the tokens and scaled to length 1. `sentence_encoder` is a hub id or a folder. Full checkpoints, and
     adapters that PEFT cannot put on the base, are NaN. Raises InputError if the encoder cannot be loaded.
     """
-    return _outputs(_adapters(run.delta_set), run.delta_set.probes, base, _load_encoder(sentence_encoder, base))[0]
+    return _outputs(run.delta_set.adapters, run.delta_set.probes, base, _load_encoder(sentence_encoder, base))[0]
 
 
 # -- the methods: cosines (adapters, adapters), and how many numbers describe each adapter, int (adapters,) ------------
@@ -248,10 +253,6 @@ def _deltas(delta_set: DeltaSet) -> dict[str, np.ndarray]:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def _adapters(delta_set: DeltaSet) -> list[Adapter]:
-    return [Adapter(*each) for each in zip(delta_set.paths, delta_set.names, delta_set.domains, strict=True)]
 
 
 def _weights(adapter: Adapter) -> dict[str, torch.Tensor] | None:
@@ -380,7 +381,7 @@ def _note(adapters: list[Adapter], there: dict[str, np.ndarray], unlabelled: int
         sentences.append("Left out: " + ", ".join(f"{n} ({why})" for why, n in left_out.items() if n) + ".")
     if dora:
         sentences.append(f"DoRA, their weights read as LoRA without the magnitudes: {dora}.")
-    if not enough:
+    if not enough and adapters:
         sentences.append(
             "Scores need at least two domains, one of them with two adapters; "
             f"there are {len(keep)} adapters in {domains} domains here."

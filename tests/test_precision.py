@@ -116,7 +116,12 @@ def test_precision_is_the_distance_from_finer_deltas(zoo, tmp_path, dtype, low, 
     expected = precision.noise_of(run)[-1]
     if dtype == "bfloat16":  # the error shrinks with the delta: a share of it
         np.testing.assert_allclose(noise, found["relative error"].max() * precision.trust(run)["norm"])
-    elif dtype == PLAIN:
+    elif dtype == PLAIN:  # as large for a small delta as for a large one
+        away = [
+            np.linalg.norm(run.delta_set.deltas()[i] - finer.deltas()[i]) for i in map(finer.names.index, found.index)
+        ]
+        np.testing.assert_allclose(noise, max(expected, *away), rtol=1e-3)
+    else:
         np.testing.assert_allclose(noise, expected)
 
 
@@ -139,7 +144,21 @@ def test_the_text_says_how_far_off_the_deltas_are(zoo, tmp_path):
     run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
     text = precision.trust_text(precision.trust(run), precision.precision_check(run, 3))
     assert "No adapter is flagged." in text and "under 10 ×, a direction is not to be trusted" in text
-    assert "3 deltas computed anew in a finer way lie within 1e-" in text
+    assert "3 deltas computed independently, in float32 too, lie within 1e-" in text
+    low = compute_deltas(zoo, PROBES, cache_dir=tmp_path, dtype="bfloat16")
+    text = precision.trust_text(precision.trust(low), precision.precision_check(low, 1))
+    assert "1 deltas computed in float32 lie within" in text and "so far off are ours" in text
+
+
+def test_what_cannot_be_computed_otherwise_is_a_sentence(zoo, tmp_path, monkeypatch):
+    def out_of_memory(*_):
+        raise RuntimeError("not enough memory: you tried to allocate 9 GB")
+
+    run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
+    monkeypatch.setattr(precision, "reference_delta", out_of_memory)
+    found = precision.precision_check(run, 2)
+    assert len(found) == 0 and "precision" not in run.cache.about_base()
+    assert "in another way: not enough memory" in precision.trust_text(precision.trust(run), found)
 
 
 @pytest.mark.slow

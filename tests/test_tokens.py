@@ -339,7 +339,8 @@ def test_both_rankings_side_by_side(tmp_path, table):
     assert list(both["up"]) == list(plain["up"]) and list(both["down"]) == list(plain["down"])
     assert list(both["up beyond the mean"]) == list(beyond["up"]) != list(both["up"])
     assert list(both["down beyond the mean"]) == list(beyond["down"])
-    assert list(both["KL"]) == [f"{kl:.2g}" for kl in plain["KL"]] and both.attrs["note"] == ""
+    assert list(both["KL"]) == [f"{kl:.2g}" for kl in plain["KL"]]
+    assert both.attrs["note"] == tokens.HOW_TO_READ["logit"]
 
 
 def test_a_base_whose_tokens_cannot_be_read_is_a_sentence(tmp_path):

@@ -132,6 +132,15 @@ def test_a_run_is_cut_to_a_sample_only_if_it_is_larger(zoo, tmp_path):
     few = tuning.sampled(run, 2).delta_set
     assert len(few) == 2 and len(set(few.domains)) == 2
     assert len(tuning.sampled(run, 0).delta_set) == 0
+    unknown = replace(run, delta_set=replace(run.delta_set, domains=("unknown",) * 5))
+    assert len(tuning.sampled(unknown, 3).delta_set) == 3
+
+
+def test_own_probes_called_like_a_shipped_set_are_told_apart(zoo, tmp_path):
+    run = compute_deltas(zoo, PROBES, probe_type="generic", max_length=50, cache_dir=tmp_path)
+    sets = tuning.probe_set_deltas(run, 2)
+    assert list(sets) == ["generic (own)", "generic", "math", "code", "commonsense", "mixed"]
+    assert sets["generic"].probes == tuple(create_probes()) and sets["generic (own)"].probes == tuple(PROBES)
 
 
 def test_probes_of_several_sets_are_there_once_each():
@@ -150,5 +159,6 @@ def test_without_adapters_there_is_nothing_to_choose(zoo, tmp_path):
     sets = tuning.probe_set_deltas(run, 0)
     assert list(sets) == ["mine"] and len(sets["mine"]) == 0
     assert tuning.silhouette_grid(sets)[False].isna().all(axis=None)
+    assert tuning.choose(sets).note == tuning.NOTHING
     assert tuning.choose(sets).note == tuning.choice_text(tuning.choose(sets)) != ""
     assert tuning.by_probe_count(tuning.joined(sets.values()))["mean"].isna().all()

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import PROBES, save_adapter
+from conftest import PROBES, save_adapter, save_base
 from peft import IA3Config
 from safetensors.torch import load_file, save_file
 from sklearn.neighbors import NearestNeighbors
@@ -267,7 +267,14 @@ def test_how_near_a_merge_is_to_what_was_asked_for(run, loaded):
     table = uses.merge_cosines(merge, {"q": delta_of(run, "b"), "r": delta_of(run, "a")})
     assert list(table.index) == ["a", "c", "merged"] and table.loc["a", "r"] == pytest.approx(1)
     assert table.loc["merged", "q"] == pytest.approx(cos(merge["measured"], delta_of(run, "b")), abs=1e-5)
-    assert uses.merge_cosines(None, {"q": delta_of(run, "b")}).empty
+    assert uses.merge_cosines("it cannot", {"q": delta_of(run, "b")}).empty
+
+
+def test_a_merge_that_cannot_be_is_a_sentence(run, loaded):
+    assert "it takes two plain LoRA adapters" in uses.merge_or_reason(run, loaded, ["a"])
+    assert uses.merge_or_reason(run, loaded, ["a", "ia3"]).startswith("a and ia3 cannot be merged: ")
+    merge = uses.merge_or_reason(run, loaded, ["a", "c"])
+    assert merge["cosine"] == uses.merge_check(run, loaded, ["a", "c"])["cosine"]
 
 
 def test_linear_needs_equal_ranks_and_is_another_merge(run, loaded):
@@ -405,8 +412,32 @@ def test_what_to_merge_is_the_nearest_plain_lora_of_each_query(run):
     cosines = uses.query_cosines(run, {name: folder_of(run, name) for name in ("ia3", "b", "d")})
     best = max("abc", key=lambda name: cosines.loc["ia3", name])  # neither IA3, rsLoRA (d) nor DoRA
     assert uses.pick_to_merge(run, cosines)[0] == best
-    assert uses.pick_to_merge(run, cosines.loc[["d", "b"]]) in (["c", "b"], ["b"], ["a"], ["c", "a"])
+    pair = uses.pick_to_merge(run, cosines.loc[["b"]])  # one query: its nearest one, and its nearest of another domain
+    ranked = sorted("abc", key=lambda name: -cosines.loc["b", name])
+    domain = dict(zip(run.delta_set.names, run.delta_set.domains, strict=True))
+    assert pair == [ranked[0], next(name for name in ranked if domain[name] != domain[ranked[0]])]
     assert uses.pick_to_merge(dataclasses.replace(run, delta_set=run.delta_set.subset([0]))) == ["a"]
+
+
+def test_a_querys_domain_may_have_a_dash():
+    assert uses.domain_of_query("question-answering-law", ["question", "question-answering"]) == "question-answering"
+    assert uses.domain_of_query("math-counting", ["mat", "code"]) == "math"
+
+
+def test_a_base_with_other_modules_has_all_its_linear_layers_trained(query, tmp_path):
+    save_base(tmp_path / "gpt2", "gpt2")
+    folder = uses.task_adapter(query, str(tmp_path / "gpt2"), tmp_path / "q", **SHORT)
+    trained = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert {"c_attn", "c_fc", "c_proj"} <= {name.rpartition(".")[2] for name in trained}
+
+
+def test_deltas_that_add_up_to_zero_have_a_reason(base, loaded, tmp_path):
+    for name in ("a", "b"):
+        with_b_scaled(save_adapter(tmp_path / name, base), tmp_path / "zoo/x" / name, 0.0)
+    zero = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "deltas")
+    table = uses.additivity(zero, loaded)
+    assert list(table["reason"]) == ["their deltas add up to zero"] and table["cosine"].isna().all()
+    assert "add up to zero" in uses.additivity_text(table)
 
 
 def test_the_shipped_queries_are_twenty_new_examples_each():
@@ -442,6 +473,6 @@ def test_nothing_to_show_is_a_sentence(run, loaded):
     for figure in (
         use_figures.additivity(uses.additivity(alone, loaded)),
         use_figures.query_cosines(uses.query_cosines(run, {}), run.delta_set.domains, {}),
-        use_figures.merge_map(None),
+        use_figures.merge_map(uses.merge_or_reason(alone, loaded, ["a"])),
     ):
         assert len(figure.axes[0].texts) == 1 and not figure.axes[0].axison
