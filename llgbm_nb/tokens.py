@@ -85,7 +85,8 @@ def read_head(base: BaseModel) -> Head:
     try:
         blocks, last = blocks_of(base.body), model.get_output_embeddings()
         output, states, calls = _watched_pass(base, blocks)
-    except (LookupError, RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        # What models raise that are built otherwise: no list of layers, other arguments, no text-only pass.
         raise InputError(sorry + first_sentence(error)) from error
     if getattr(output, "logits", None) is None or getattr(output, "hidden_states", None) is None or not states:
         raise InputError(f"{sorry}it gives no logits, or no hidden states.")

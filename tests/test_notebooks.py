@@ -131,8 +131,9 @@ def spoiled_zoos(base, root):
 @pytest.mark.parametrize("kind", ["one", "one-domain", "no-labels", "all-broken", "some-broken"])
 def test_small_and_broken_collections_go_through_with_sentences(base, tmp_path, kind):
     spoiled_zoos(base, tmp_path)
-    for name in ("03_teacher_deltas", "04_analysis"):
+    for name in ("03_teacher_deltas", "04_analysis", "05_uses"):
         settings = dict(checkpoint_dir=tmp_path / kind, cache_dir=tmp_path / "deltas", output_dir=tmp_path / "out")
+        settings |= dict(query_dir=tmp_path / "queries") if name == "05_uses" else {}
         done = papermill(f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", base_model=base, **settings)
         assert done.returncode == 0, done.stderr
     text = printed(nbformat.read(tmp_path / "04_analysis.ipynb", 4))
