@@ -12,7 +12,6 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics.pairwise import cosine_similarity
-from sklearn.preprocessing import normalize
 
 from .adapters import UNKNOWN
 
@@ -37,6 +36,13 @@ def similarity(deltas: np.ndarray) -> np.ndarray:
     cosines = cosine_similarity(deltas.astype(np.float64))
     np.fill_diagonal(cosines, 1.0)
     return cosines
+
+
+def directions(deltas: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64; zero ones stay zero, and are similar to nothing."""
+    rows = deltas.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1.0)
 
 
 def centered(deltas: np.ndarray) -> np.ndarray:
@@ -68,7 +74,7 @@ def silhouette(deltas: np.ndarray, domains) -> Silhouette:
         return Silhouette(np.nan, samples, "A silhouette needs a domain with at least two adapters; each has one here.")
     if not np.any(deltas[labelled]):
         return Silhouette(np.nan, samples, ALL_ZERO)
-    rows = normalize(deltas[labelled].astype(np.float64))
+    rows = directions(deltas[labelled])
     samples[labelled] = silhouette_samples(rows, own, len(kinds))
     return Silhouette(float(np.nanmean(samples)), samples)
 
@@ -126,7 +132,7 @@ def pca(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Gives a map (adapters, 2) and the share of the variance (2,) of each axis; what too few adapters lack is zero.
     """
     points, share = np.zeros((len(deltas), 2)), np.zeros(2)
-    rows = normalize(deltas.astype(np.float64)) if len(deltas) > 1 else np.zeros((1, 1))
+    rows = directions(deltas) if len(deltas) > 1 else np.zeros((1, 1))
     if np.ptp(rows, axis=0).any():
         count = min(2, *rows.shape)
         model = PCA(count, svd_solver="full" if min(rows.shape) < 200 else "arpack", random_state=0)

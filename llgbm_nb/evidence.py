@@ -9,10 +9,9 @@ from math import comb
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
 
 from .adapters import UNKNOWN
-from .analysis import centered, norms, silhouette, silhouette_samples, similarity
+from .analysis import centered, directions, norms, silhouette, silhouette_samples, similarity
 
 SPLITS = 200  # of the probes in two halves; where there are more ways, so many random ones are taken
 PAIRED = 1000  # adapters whose pairs are correlated; of more, so many random ones
@@ -115,7 +114,7 @@ def chance(deltas: np.ndarray, domains, permutations: int = 999, seed: int = 0) 
         return Chance(np.nan, np.nan, (np.nan, np.nan), np.zeros(0), np.nan, np.nan, np.nan, score.note)
     labelled = domains != UNKNOWN
     kinds, own = np.unique(domains[labelled].astype(str), return_inverse=True)
-    rows, count, random = normalize(deltas[labelled].astype(np.float64)), len(own), np.random.default_rng(seed)
+    rows, count, random = directions(deltas[labelled]), len(own), np.random.default_rng(seed)
     other = nearest_other(rows)
 
     labellings = [random.permutation(own) for _ in range(permutations)]

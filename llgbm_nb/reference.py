@@ -4,6 +4,7 @@ A fresh base for each adapter and `PeftModel.from_pretrained` (or the full check
 without padding, the whole model with its LM head, `hidden_states[layer][:, -1]`.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def reference_activations(base_folder, probes, adapter_path=None, trust_remote_code=False) -> np.ndarray:
     """a(M), or a(B) without an adapter, in float32: (probes, layers + 1, hidden)."""
     trust = dict(trust_remote_code=trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(base_folder, **trust)
+    tokenizer = _tokenizer(base_folder, trust_remote_code)
     full = adapter_path is not None and not (Path(adapter_path) / "adapter_config.json").exists()
     model = AutoModelForCausalLM.from_pretrained(adapter_path if full else base_folder, dtype=torch.float32, **trust)
     if adapter_path is not None and not full:
@@ -35,3 +36,9 @@ def reference_delta(base_folder, probes, adapter_path, base_activations=None, tr
         base_activations = reference_activations(base_folder, probes, None, trust_remote_code)
     adapted = reference_activations(base_folder, probes, adapter_path, trust_remote_code)
     return adapted.mean(axis=0) - base_activations.mean(axis=0)
+
+
+@lru_cache(1)
+def _tokenizer(base_folder, trust_remote_code: bool):
+    """Read once: using it does not change it."""
+    return AutoTokenizer.from_pretrained(base_folder, trust_remote_code=trust_remote_code)

@@ -31,7 +31,7 @@ from .activations import (
     tokenize,
 )
 from .adapters import CONFIG, UNKNOWN, Adapter
-from .analysis import centered
+from .analysis import centered, directions
 from .deltas import DeltaRun, DeltaSet, compute_deltas, mean_over_probes
 from .errors import InputError
 from .lora import is_plain
@@ -55,7 +55,7 @@ def nearest_to(delta_set: DeltaSet, name: str = "", k: int = 5, layer: int = -1)
     order, cosines = [], np.zeros(0)
     if name or len(delta_set):
         own = _number_of(delta_set, name) if name else 0
-        name, rows = delta_set.names[own], _directions(delta_set.deltas(layer))
+        name, rows = delta_set.names[own], directions(delta_set.deltas(layer))
         cosines = rows @ rows[own]
         order = [i for i in np.argsort(-cosines, kind="stable") if i != own][:k]
     columns = {
@@ -80,7 +80,7 @@ def near_duplicates(
     if fingerprints is None:
         fingerprints = [_fingerprint(path, name) for path, name in zip(delta_set.paths, delta_set.names, strict=True)]
     deltas = delta_set.deltas()
-    norms, rows = np.linalg.norm(deltas.astype(np.float64), axis=1), _directions(deltas)
+    norms, rows = np.linalg.norm(deltas.astype(np.float64), axis=1), directions(deltas)
     copies: dict[str, list[int]] = {}
     for number, fingerprint in enumerate(fingerprints):
         if fingerprint is not None:
@@ -107,13 +107,6 @@ def fingerprints(run: DeltaRun) -> list[str | None]:
     """Those of the adapters' files, in the set's order, as the cache has them: for `near_duplicates`."""
     known = {entry["path"]: entry["fingerprint"] for entry in run.cache.entries().values()}
     return [known.get(path) for path in run.delta_set.paths]
-
-
-def _directions(deltas: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float64; zero ones stay zero, and are similar to nothing."""
-    rows = deltas.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1.0)
 
 
 def _number_of(delta_set: DeltaSet, name: str) -> int:
@@ -416,7 +409,7 @@ def query_cosines(run: DeltaRun, queries: Mapping[str, str | Path], center: bool
     if center and len(pool):
         asked, pool = asked - pool.mean(axis=0), centered(pool)
     return pd.DataFrame(
-        _directions(asked) @ _directions(pool).T, pd.Index([*queries], name="query"), [*run.delta_set.names]
+        directions(asked) @ directions(pool).T, pd.Index([*queries], name="query"), [*run.delta_set.names]
     )
 
 
