@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from transformers import AutoConfig
 
 from .activations import (
@@ -161,7 +162,7 @@ def compute_deltas(
     adapters: str | Path | Sequence[Adapter], probes: list[str], *,
     base_model: str = "", cache_dir: str | Path = "deltas", probe_type: str = "generic", max_length: int = 256,
     dtype: str = "float32", layers: str | Sequence[int] = "all", force_recompute: bool = False, device: str = "auto",
-    adapters_per_pass: int = 0, trust_remote_code: bool = False,
+    adapters_per_pass: int = 0, trust_remote_code: bool = False, client="",
     on_adapter: Callable[[dict], None] = lambda record: None,
 ) -> DeltaRun:  # fmt: skip
     """The delta of every adapter, those with a valid one in the cache left as they are.
@@ -170,6 +171,8 @@ def compute_deltas(
     most of the adapters name; adapters of another base are listed as failed. `dtype` is one of `activations.DTYPES`.
     `layers` is "all", "last" or a list of layer numbers (0: the embedding; negative ones from the end); the passes stop
     at the deepest. `adapters_per_pass` is how many share a forward pass (0: what suits the device).
+    `client` is a Dask client whose workers measure what is missing, with the same bytes, or the text that
+    `scaleout.connected` makes one of; "" is this process.
     `on_adapter(record)` is called after each adapter, for a progress bar. Raises InputError if there are no adapters,
     the base cannot be loaded, a probe is longer than `max_length`, or the cache cannot be written.
     """
@@ -212,31 +215,31 @@ def compute_deltas(
         notes += cache.earlier_weights()
         if not force_recompute:
             cache.forget(adapter.path for adapter in missing)  # of other files, or damaged
-        engine = Engine(
-            lambda: _load_base(cache, base_model, dtype, device, trust_remote_code), probes, max_length, layers=numbers,
-            difference=difference_dtype(dtype), adapters_per_pass=adapters_per_pass,
+        settings = dict(
+            max_length=max_length, dtype=dtype, device=device, adapters_per_pass=adapters_per_pass,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        if base_states is None or force_recompute:
-            base_states = engine.base_states
-            _keep_base(cache, base_states)
-        notes += _moved(base_states, engine.base_states)
-        try:
-            for measured in engine.measure(missing):
-                adapter, delta, reason = measured.adapter, None, measured.reason
-                look, differences = before[adapter.path], None
-                if measured.differences is not None and look is not None and look == _looks(adapter):
-                    delta = mean_over_probes(measured.differences[:, -1])
-                    _keep(cache, measured, delta, look[0])
-                    differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
-                if differences is not None:
-                    found[adapter.path] = adapter, differences
-                elif not reason:
-                    delta, reason = None, "its files changed while it was measured; run again"
-                record(adapter, "failed" if reason else "computed", measured.seconds, measured.route, delta, reason)
-        finally:
-            cache.write_manifest()
-        notes += engine.notes
+        with _engine(cache, base_model, probes, numbers, client, **settings) as engine:
+            if base_states is None or force_recompute:
+                base_states = engine.base_states
+                _keep_base(cache, base_states)
+            notes += _moved(base_states, engine.base_states)
+            try:
+                for measured in engine.measure(missing):
+                    adapter, delta, reason = measured.adapter, None, measured.reason
+                    look, differences = before[adapter.path], None
+                    if measured.differences is not None and look is not None and look == _looks(adapter):
+                        delta = mean_over_probes(measured.differences[:, -1])
+                        _keep(cache, measured, delta, look[0])
+                        differences = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
+                    if differences is not None:
+                        found[adapter.path] = adapter, differences
+                    elif not reason:
+                        delta, reason = None, "its files changed while it was measured; run again"
+                    record(adapter, "failed" if reason else "computed", measured.seconds, measured.route, delta, reason)
+            finally:
+                cache.write_manifest()
+            notes += engine.notes
     with contextlib.suppress(InputError):  # a cache that cannot be written can be read
         cache.write_manifest()  # what a run before this one left out when it was killed
 
@@ -246,6 +249,23 @@ def compute_deltas(
     for each in ordered:
         each["relative"] = each["norm"] / delta_set.base_norm()
     return DeltaRun(delta_set, ordered, cache, base_model, trust_remote_code, tuple(notes), device)
+
+
+@contextlib.contextmanager
+def _engine(cache: DeltaCache, base_model: str, probes, layers: list[int], client, *, dtype, device, **settings):
+    """The run's `Engine`: one in this process, or its like on the workers of `client`."""
+    if not client:
+        load = lambda: _load_base(cache, base_model, dtype, device, settings["trust_remote_code"])  # noqa: E731
+        yield Engine(load, probes, layers=layers, difference=difference_dtype(dtype), **settings)
+        return
+    from . import scaleout  # it needs Dask
+
+    job = scaleout.Job(
+        base_model, cache.config["base_fingerprint"], tuple(probes), tuple(layers), dtype, device,
+        threads=torch.get_num_threads(), **settings,
+    )  # fmt: skip
+    with scaleout.connected(client) as there, scaleout.Workers(there, job) as workers:
+        yield workers
 
 
 def _kept(cache: DeltaCache, adapter: Adapter) -> tuple | None:

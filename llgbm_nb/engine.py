@@ -80,7 +80,8 @@ class Engine:
         for block in self._blocks(plain, others):
             yield from self._measure_block(block, others)
         block = None  # it holds the last group's weights
-        self._drop_twin()
+        if others:
+            self._drop_twin()  # kept for the next adapters, if there are any, where nothing else needs the memory
         for adapter in others:
             yield self._measure_alone(adapter)
 
