@@ -18,13 +18,15 @@ ACCEPTANCE ?=
 EVIDENCE   ?=
 ADAPTER    ?=
 QUERY      ?=
+CLUSTER    ?=
 LAB        ?=
 OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file '$(PROBE_FILE)') \
           $(if $(BASE),--base-model '$(BASE)') $(if $(ZOO),--checkpoint-dir '$(ZOO)') $(if $(DTYPE),--dtype '$(DTYPE)') \
           $(if $(DEVICE),--device '$(DEVICE)') \
           $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute) \
           $(if $(ACCEPTANCE),--acceptance-sample '$(ACCEPTANCE)') $(if $(EVIDENCE),--evidence-sample '$(EVIDENCE)') \
-          $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(QUERY),--query '$(filter-out none,$(QUERY))')
+          $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(QUERY),--query '$(filter-out none,$(QUERY))') \
+          $(if $(CLUSTER),--cluster '$(CLUSTER)')
 
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
@@ -33,7 +35,7 @@ SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file'
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
-	@echo "pass on: PROBE= PROBE_FILE= BASE= ZOO= DTYPE= DEVICE= MAX_LENGTH= RUN= FORCE=1 ACCEPTANCE= EVIDENCE= ADAPTER= QUERY=, as in make report PROBE=code"
+	@echo "pass on: PROBE= PROBE_FILE= BASE= ZOO= DTYPE= DEVICE= MAX_LENGTH= RUN= FORCE=1 ACCEPTANCE= EVIDENCE= ADAPTER= QUERY= CLUSTER=, as in make report PROBE=code"
 
 setup: $(READY)  ## a virtual environment in .venv with everything in it, and the demo base in models/
 

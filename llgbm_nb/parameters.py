@@ -101,6 +101,12 @@ def _device(value):
     return value
 
 
+def _cluster(value):
+    if _text(value) and not re.fullmatch(r"local:[1-9]\d*|(\w+://)?[^\s:/]+:\d+", value):
+        raise InputError("it must be empty, local:N for N workers here, or a scheduler's address (tcp://host:8786)")
+    return value
+
+
 def _positive(value):
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
         raise InputError("it must be a number above 0")
@@ -145,6 +151,7 @@ _RULES = {
     "max_length": _whole(1),
     "dtype": _one_of(*DTYPES),
     "device": _device,
+    "cluster": _cluster,
     "adapters_per_pass": _whole(0),
     "force_recompute": _yes_no,
     "output_dir": _folder_or_none,

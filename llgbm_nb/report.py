@@ -36,8 +36,9 @@ DEFAULTS = dict(
     base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="generic", probe_file="",
     max_length=256, dtype="float32", device="auto", adapters_per_pass=0, force_recompute=False, trust_remote_code=False,
     acceptance_sample=4, precision_sample=2, evidence_sample=60, token_ranking="share", sentence_encoder="",
-    adapter="", query="data/queries", query_dir="deltas/queries",
+    adapter="", query="data/queries", query_dir="deltas/queries", cluster="",
 )  # fmt: skip
+HOW = ("force_recompute", "cluster")  # parameters that say how a report is made, and change nothing in it
 CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
 _TABLES = "table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}"
 DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
@@ -224,7 +225,7 @@ def to_html(notebook: Path) -> Path:
 def _name(parameters: dict, values) -> str:
     """What was run, in a few words; with a digest of the parameters where these are not the default ones."""
     parts = [values.checkpoint_dir.name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
-    chosen = {key: value for key, value in parameters.items() if value != DEFAULTS[key] and key != "force_recompute"}
+    chosen = {key: value for key, value in parameters.items() if value != DEFAULTS[key] and key not in HOW}
     if set(chosen) - {"probe_type"}:
         parts.append(hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6])
     return "-".join(filter(None, parts))
@@ -241,7 +242,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     if (encoder := from_root(parameters["sentence_encoder"])).is_dir() and parameters["sentence_encoder"]:
         program += [file for file in encoder.rglob("*") if file.is_file()]
     state = [
-        json.dumps(parameters | {"force_recompute": False}, sort_keys=True),
+        json.dumps({key: value for key, value in parameters.items() if key not in HOW}, sort_keys=True),
         files_fingerprint(program),
         base_fingerprint(base_model),
         versions(),

@@ -30,6 +30,7 @@ from .engine import Engine, Measured, hand_back_memory
 from .errors import InputError
 
 try:
+    import dask
     import distributed
 except ImportError as error:
     raise InputError("a cluster needs Dask, an extra; run `pip install -e '.[cluster]'`") from error
@@ -38,6 +39,7 @@ GROUP = 16  # adapters sent to a worker at once, at most
 AHEAD = 2  # groups that a worker has, the one that it works on among them
 DEATHS = 3  # an adapter that this many workers have died of is given up
 PATIENCE = 600  # seconds without any worker before a run ends
+ANSWER = 30  # seconds for a scheduler to answer
 NAME = "llgbm_nb"  # of the plugin
 
 
@@ -66,12 +68,13 @@ class Workers:
     def __init__(self, client: distributed.Client, job: Job):
         self._client, self._job, self.notes = client, job, []
         try:
+            client.wait_for_workers(1, timeout=PATIENCE)
             client.register_plugin(_Base(job), name=NAME)
-            self.base_states: np.ndarray = client.submit(_base_states, job, pure=False).result()
+            self.base_states: np.ndarray = client.submit(_base_states, job, retries=3, pure=False).result()
+        except TimeoutError as error:
+            raise InputError(_nobody({}, {}, client)) from error
         except Exception as error:
-            raise InputError(
-                f"no worker of {_address(client)} can measure the base: {first_sentence(error)}"
-            ) from error
+            raise InputError(f"no worker of {_address(client)} can have the base: {first_sentence(error)}") from error
 
     def __enter__(self) -> "Workers":
         return self
@@ -273,21 +276,26 @@ def connected(cluster: str | distributed.Client) -> Iterator[distributed.Client]
         return
     with contextlib.ExitStack() as stack:
         if local := re.fullmatch(r"local:(\d+)", cluster):
-            cluster = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=int(local[1]),
-                    threads_per_worker=1,
-                    memory_limit=None,  # the engine minds its memory
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                )  # fmt: skip
-            )
+            cluster = stack.enter_context(local_cluster(int(local[1])))
         try:
-            client = stack.enter_context(distributed.Client(cluster, timeout=30, set_as_default=False))
+            client = stack.enter_context(distributed.Client(cluster, timeout=ANSWER, set_as_default=False))
         except (OSError, ValueError) as error:
             raise InputError(f"no scheduler answers at {cluster} ({first_sentence(error)}); see cluster") from error
         print(f"{len(client.nthreads())} workers; dashboard: {client.dashboard_link}", flush=True)
         yield client
+
+
+@contextlib.contextmanager
+def local_cluster(workers: int) -> Iterator[distributed.LocalCluster]:
+    """Workers on this machine, each a process of its own that comes back if it dies, however long that takes."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),  # it has torch and the base to load
+        distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, memory_limit=None,  # the engine minds its memory
+            dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):  # fmt: skip
+        yield cluster
 
 
 def _address(client) -> str:
