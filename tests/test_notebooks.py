@@ -50,6 +50,23 @@ def executed(zoo, base, tmp_path_factory):
     return folder
 
 
+def test_all_notebooks_run_on_workers(zoo, executed, tmp_path):
+    for name in report.NOTEBOOKS:
+        settings = dict(checkpoint_dir=zoo, cluster="local:2")
+        if name != "01_probes":
+            settings["cache_dir"] = tmp_path / "deltas"
+        if name == "05_uses":
+            settings |= dict(query="", query_dir=tmp_path / "queries")
+        if name == "04_analysis":
+            settings |= dict(evidence_sample=0, acceptance_sample=0)
+        done = papermill(f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", **settings)
+        assert done.returncode == 0, done.stderr
+    assert "2 workers; dashboard: http" in printed(nbformat.read(tmp_path / "03_teacher_deltas.ipynb", 4))
+    ours, theirs = ({f.name: f.read_bytes() for f in folder.glob("deltas/generic-*/*.npy")} for folder in
+                    (tmp_path, executed))  # fmt: skip
+    assert len(ours) == 6 and ours == theirs
+
+
 def test_what_a_run_leaves_behind(executed):
     out = executed / "out"
     figures = {"probe_tokens", "base_norms", "probe_similarity", "norms", "tsne", "similarity", "silhouette"}
