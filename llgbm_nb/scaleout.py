@@ -125,7 +125,7 @@ class Workers:
             return self._client.nthreads()
         except Exception as error:
             raise InputError(
-                f"the scheduler at {_address(self._client)} does not answer any more; what was measured is kept, run again"
+                f"the scheduler at {_address(self._client)} does not answer; what was measured is kept, run again"
             ) from error
 
     def _outcome(self, future, worker: str, refused: dict[str, str]) -> tuple[list[Measured] | None, str | None]:
