@@ -31,7 +31,8 @@ class _Line:
 
 def progress(total: int, unit: str) -> tqdm:
     """A tqdm bar over `total` things called `unit`; in a notebook it ends as the line "15/15 adapters"."""
-    if "ipykernel" not in sys.modules:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):  # ipykernel is imported by other things, too
         return tqdm(total=total, unit=f" {unit}")
     line = _Line(f"0/{total} {unit}")
     bar = tqdm(

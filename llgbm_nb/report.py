@@ -223,7 +223,9 @@ def to_html(notebook: Path) -> Path:
 
 def _name(parameters: dict, values) -> str:
     """What was run, in a few words; with a digest of the parameters where these are not the default ones."""
-    parts = [values.checkpoint_dir.name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
+    collection = values.checkpoint_dir
+    name = collection.stem if collection.is_file() else collection.name
+    parts = [name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
     chosen = {key: value for key, value in parameters.items() if value != DEFAULTS[key] and key != "force_recompute"}
     if set(chosen) - {"probe_type"}:
         parts.append(hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6])
@@ -248,9 +250,9 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     ]
     for adapter in adapters:
         try:
-            state.append(f"{adapter.path} {adapter.domain} {adapter.fingerprint}")
+            state.append(f"{adapter.path} {adapter.name} {adapter.domain} {adapter.fingerprint}")
         except InputError as error:
-            state.append(f"{adapter.path} {error}")
+            state.append(f"{adapter.path} {adapter.name} {error}")
     return hashlib.sha256("\n".join(state).encode()).hexdigest()
 
 
