@@ -4,6 +4,7 @@ An adapter is a folder with an `adapter_config.json`, as PEFT saves it, or a ful
 model's `config.json` and weights. This module runs no model.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -285,6 +286,27 @@ def base_of(adapters: list[Adapter]) -> str:
     if not named:
         raise InputError(f"no adapter says in its {CONFIG} which base model it belongs to; set base_model")
     return min(named, key=lambda name: (-named[name], name))
+
+
+def by_base(adapters: list[Adapter]) -> dict[str, list[Adapter]]:
+    """The adapters of each base that they name, {base: adapters}, the base of most adapters first.
+
+    Names of one base (see `same_base`) are one group, under the most frequent of them. Adapters that name none, or one
+    that cannot be looked up, go with the first group. The order of `adapters` is kept in each.
+    Raises InputError if none names a base.
+    """
+    usual = base_of(adapters)
+    named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
+    base_by_name: dict[str, str] = {}
+    for name in sorted(named, key=lambda name: (-named[name], name)):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the run says that it cannot be looked up
+            base_by_name[name] = next(base for base in (*base_by_name.values(), name) if same_base(base, name))
+    sizes = Counter(base_by_name[adapter.base_model] for adapter in adapters if adapter.base_model in base_by_name)
+    groups: dict[str, list[Adapter]] = {base: [] for base, _ in sizes.most_common()} or {usual: []}
+    first = next(iter(groups))
+    for adapter in adapters:
+        groups[base_by_name.get(adapter.base_model, first)].append(adapter)
+    return groups
 
 
 def _read_labels(root: Path) -> dict[str, str] | None:

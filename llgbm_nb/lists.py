@@ -122,7 +122,7 @@ def write_list(file: str | Path, adapters: Sequence[Adapter], comment: str) -> N
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerows([adapter.path, adapter.domain, adapter.name] for adapter in adapters)
-    content = f"# {comment}\n{text.getvalue()}".encode()
+    content = f"# {' '.join(comment.split())}\n{text.getvalue()}".encode()
     file = Path(file)
     if not file.exists() or file.read_bytes() != content:
         file.parent.mkdir(parents=True, exist_ok=True)
