@@ -189,7 +189,7 @@ def _reason(error: Exception) -> str:
         case RevisionNotFoundError():
             return "the repo has no such revision; check what follows the @"
         case HfHubHTTPError():
-            return f"the hub refused it (HTTP {error.response.status_code})"
+            return f"the hub refused it (HTTP {getattr(error.response, 'status_code', 'error')})"
         case LocalEntryNotFoundError() | ConnectionError() | TimeoutError():
             return "it is not whole in the hub's cache, and the hub cannot be reached"
     sentence = re.sub(r"\s*\(?\w+://\S+", "", first_sentence(error))
