@@ -202,7 +202,7 @@ def _fetch_all(lines: list[Line]) -> dict[Line, tuple[str, str]]:
         found = {line: _had(line, _cached) for line in lines}
         missing = [line for line, had in found.items() if had is None]
         if missing:
-            with ThreadPoolExecutor(AT_ONCE, "hub") as pool, progress(len(missing), "adapters asked of the hub") as bar:
+            with ThreadPoolExecutor(AT_ONCE, "hub") as pool, progress(len(missing), "hub repos") as bar:
                 for line, had in zip(missing, pool.map(lambda line: _had(line, fetch), missing), strict=True):
                     found[line] = had
                     bar.update()

@@ -1,10 +1,16 @@
 """Collections as a text file, against a hub's cache that is filled here; nothing reaches for a hub."""
 
 import fnmatch
+import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -337,3 +343,95 @@ def test_no_code_of_a_repo_is_run(hub, tmp_path, base):
     keep(hub, "org/full", tmp_path / "full", "a" * 40)
     run = compute_deltas(listing(tmp_path, "org/full"), PROBES, base_model=str(base), cache_dir=tmp_path / "deltas")
     assert run.count("failed") == 1 and not (tmp_path / "evil").exists()
+
+
+COMMIT = "f" * 40
+
+
+class Answer(BaseHTTPRequestHandler):
+    """What the hub's client asks while it fetches a repo, answered from the folder `repos` of the server."""
+
+    def do_GET(self):
+        kind, *parts = self.path.split("?")[0].strip("/").removeprefix("api/").split("/")
+        repo = self.server.repos / "/".join(parts[:2] if kind == "models" else [kind, *parts[:1]])
+        files = sorted(repo.iterdir()) if repo.is_dir() else []
+        if kind != "models":
+            file = repo / parts[-1]
+            if repo.name == "gated":
+                self.answer(403, X_Error_Code="GatedRepo")
+            elif file in files:
+                self.answer(200, file.read_bytes(), ETag=f'"{digest(file)}"', X_Repo_Commit=COMMIT)
+            else:
+                self.answer(404)
+        elif not files:
+            self.answer(404, X_Error_Code="RepoNotFound")
+        elif parts[2] == "revision" and parts[3] not in ("main", "v2"):
+            self.answer(404, X_Error_Code="RevisionNotFound")
+        elif parts[2] == "revision":
+            about = {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": [{"rfilename": f.name} for f in files]}
+            self.answer(200, json.dumps(about).encode())
+        else:
+            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": digest(f)} for f in files]
+            self.answer(200, json.dumps(tree).encode())
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, content: bytes = b"", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_the_hubs_own_client_against_a_server_of_ours(base, tmp_path):
+    """In a process of its own, as the client reads its settings when it is imported."""
+    repos = tmp_path / "repos" / "org"
+    for name in ("a", "gated", "pickled"):
+        save_adapter(repos / name, base)
+    torch.save(load_file(repos / "pickled" / "adapter_model.safetensors"), repos / "pickled" / "adapter_model.bin")
+    (repos / "pickled" / "adapter_model.safetensors").unlink()
+    save_base(repos / "full")
+    (repos / "data").mkdir()
+    (repos / "data" / "README.md").write_text("x")
+    file = listing(
+        tmp_path, *(f"org/{name}" for name in ("a@v2", "pickled", "full", "gated", "data", "missing", "a@v3"))
+    )
+    program = "import sys; from llgbm_nb import find_adapters; print(*map(find_adapters, sys.argv[1:]))"
+
+    def found(port: int) -> str:
+        settings = dict(HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | settings
+        environment |= {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        command = [sys.executable, "-c", program, file]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.repos = tmp_path / "repos"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        online = found(server.server_port)
+        server.shutdown()
+    problems = re.findall(r"""problem=['"](.*?)['"]\)""", online)
+    assert problems[:3] == ["", "", ""] and len(problems) == 7
+    sentences = ("let you in", "adapter_config.json is missing", "no such repo", "no such revision")
+    assert all(sentence in problem for sentence, problem in zip(sentences, problems[3:], strict=True))
+    kept = {file.name for file in (tmp_path / "home").glob("hub/models--*/snapshots/*/*")}
+    assert kept == {
+        "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "config.json", "model.safetensors",
+        "tokenizer.json",
+    }  # fmt: skip
+    offline = found(server.server_port)  # nobody is there any more
+    assert re.findall(r"path='(/.*?)'", offline) == re.findall(r"path='(/.*?)'", online)
+    assert offline.count("the hub cannot be reached") == 4
