@@ -4,7 +4,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
-# What can be passed on: make report PROBE=code BASE=Qwen/Qwen2.5-1.5B ZOO=data/teacher_checkpoints
+# What can be passed on: make report PROBE=code BASE=Qwen/Qwen2.5-1.5B ZOO=data/teacher_checkpoints (or a list of hub ids)
 PROBE      ?=
 PROBE_FILE ?=
 BASE       ?=

@@ -1,9 +1,10 @@
-"""Finding adapters on disk: path, name, domain, base model, content fingerprint; and reading their weights safely.
+"""Finding adapters: path, name, domain, base model, content fingerprint; and reading their weights safely.
 
 An adapter is a folder with an `adapter_config.json`, as PEFT saves it, or a full fine-tuned checkpoint: a folder with a
 model's `config.json` and weights. This module runs no model.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -32,16 +33,20 @@ UNKNOWN = "unknown"
 class Adapter:
     """One adapter's folder, or a full checkpoint's.
 
-    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label.
+    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` says why there
+    is nothing to read, of one that a list names and that could not be had; its `path` is then what the list calls it.
     """
 
     path: str
     name: str
     domain: str = UNKNOWN
+    problem: str = ""
 
     @cached_property
     def config(self) -> dict:
         """Its `adapter_config.json`; {} if that is missing or not JSON (the run lists the adapter with the reason)."""
+        if self.problem:
+            return {}
         try:
             config = json.loads((Path(self.path) / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -51,7 +56,7 @@ class Adapter:
     @cached_property
     def is_checkpoint(self) -> bool:
         """Whether it is a model of its own: no adapter's config or weights, but a model's."""
-        files = set(os.listdir(self.path)) if Path(self.path).is_dir() else set()
+        files = set(os.listdir(self.path)) if not self.problem and Path(self.path).is_dir() else set()
         return is_checkpoint(files)
 
     @property
@@ -82,6 +87,8 @@ class Adapter:
     @property
     def files(self) -> list[Path]:
         """The files that decide its delta. Raises InputError if config or weights are missing."""
+        if self.problem:
+            raise InputError(self.problem)
         if self.is_checkpoint:
             parts = ("*.safetensors", "*.bin", "*.index.json", "*.py")
             files = sorted(f for part in parts for f in Path(self.path).glob(part))
@@ -134,15 +141,21 @@ def is_checkpoint(files: set[str]) -> bool:
     return not adapter and MODEL_CONFIG in files and any(name in files for name in MODEL_WEIGHTS)
 
 
-def shards_below(folder: str | Path) -> list[Path]:
-    """A model's weights that its index names in folders below its own."""
+def shard_names(folder: str | Path) -> set[str]:
+    """The files of a model's weights that its index names, whether they are there or not."""
     named = set()
     for index in Path(folder).glob("*.index.json"):
         try:
-            named |= {name for name in json.loads(index.read_bytes())["weight_map"].values() if "/" in name}
+            named |= set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # whoever loads the model says what is wrong
-    return [Path(folder) / name for name in sorted(named) if (Path(folder) / name).is_file()]
+    return named
+
+
+def shards_below(folder: str | Path) -> list[Path]:
+    """A model's weights that its index names in folders below its own."""
+    named = sorted(name for name in shard_names(folder) if "/" in name)
+    return [Path(folder) / name for name in named if (Path(folder) / name).is_file()]
 
 
 def check_tokenizer(adapter: Adapter, tokenizer) -> None:
@@ -212,12 +225,17 @@ def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
 def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     """The adapters below `checkpoint_dir`, sorted by path, each with its domain and a name of its own.
 
+    If it is a file, it is a list of them, with domains and in an order of its own, see `lists.listed_adapters`.
     The domain is what `labels.csv` (columns path,domain; paths relative to `checkpoint_dir`) says, if there is such a
     file, else the first folder of the adapter's path below `checkpoint_dir`; without one it is "unknown".
     The name is the path below that first folder, or the whole relative path where two would be the same.
     Raises InputError if there are no adapters, or if `labels.csv` cannot be used.
     """
     root = Path(checkpoint_dir)
+    if root.is_file():
+        from .lists import listed_adapters  # which makes Adapters
+
+        return listed_adapters(root)
     paths = find_adapter_paths(root)
     if not paths:
         raise InputError(
@@ -262,9 +280,33 @@ def base_of(adapters: list[Adapter]) -> str:
     Raises InputError if none names one.
     """
     named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
+    if not named and (lost := [adapter for adapter in adapters if adapter.problem]):
+        some = f"{lost[0].path}: {lost[0].problem}"
+        raise InputError(f"{len(lost)} of {len(adapters)} adapters could not be had, such as {some}")
     if not named:
         raise InputError(f"no adapter says in its {CONFIG} which base model it belongs to; set base_model")
     return min(named, key=lambda name: (-named[name], name))
+
+
+def by_base(adapters: list[Adapter]) -> dict[str, list[Adapter]]:
+    """The adapters of each base that they name, {base: adapters}, the base of most adapters first.
+
+    Names of one base (see `same_base`) are one group, under the most frequent of them. Adapters that name none, or one
+    that cannot be looked up, go with the first group. The order of `adapters` is kept in each.
+    Raises InputError if none names a base.
+    """
+    usual = base_of(adapters)
+    named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
+    base_by_name: dict[str, str] = {}
+    for name in sorted(named, key=lambda name: (-named[name], name)):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the run says that it cannot be looked up
+            base_by_name[name] = next(base for base in (*base_by_name.values(), name) if same_base(base, name))
+    sizes = Counter(base_by_name[adapter.base_model] for adapter in adapters if adapter.base_model in base_by_name)
+    groups: dict[str, list[Adapter]] = {base: [] for base, _ in sizes.most_common()} or {usual: []}
+    first = next(iter(groups))
+    for adapter in adapters:
+        groups[base_by_name.get(adapter.base_model, first)].append(adapter)
+    return groups
 
 
 def _read_labels(root: Path) -> dict[str, str] | None:

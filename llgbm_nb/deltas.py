@@ -167,8 +167,8 @@ def compute_deltas(
 ) -> DeltaRun:  # fmt: skip
     """The delta of every adapter, those with a valid one in the cache left as they are.
 
-    `adapters` is a folder to look in, or what `find_adapters` found there. `base_model` left empty means the base that
-    most of the adapters name; adapters of another base are listed as failed. `dtype` is one of `activations.DTYPES`.
+    `adapters` is what `find_adapters` looks in, or what it found. `base_model` left empty means the base that most of
+    the adapters name; adapters of another base are listed as failed. `dtype` is one of `activations.DTYPES`.
     `layers` is "all", "last" or a list of layer numbers (0: the embedding; negative ones from the end); the passes stop
     at the deepest. `adapters_per_pass` is how many share a forward pass (0: what suits the device).
     `client` is a Dask client whose workers measure what is missing, with the same bytes, or the text that
@@ -363,6 +363,8 @@ def _keep_base(cache: DeltaCache, states: np.ndarray) -> None:
 def _unusable(adapter: Adapter, base_model: str) -> str:
     if "\N{REPLACEMENT CHARACTER}" in adapter.path and not os.path.isdir(adapter.path):
         return "the name of its folder is not UTF-8; rename it"
+    if adapter.problem:
+        return adapter.problem
     try:
         if not adapter.base_model or same_base(adapter.base_model, base_model):
             return ""

@@ -41,7 +41,8 @@ class _Line:
 def progress(total: int, unit: str) -> tqdm:
     """A tqdm bar over `total` things called `unit`; in a notebook it ends as the line "15/15 adapters"."""
     looks = dict(unit=unit, mininterval=0.5, bar_format="{n_fmt}/{total_fmt} {unit} {bar} {elapsed} so far{postfix}")
-    if "ipykernel" not in sys.modules:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):  # ipykernel is imported by other things, too
         return tqdm(total=total, **looks)
     line = _Line(f"0/{total} {unit}")
     bar = tqdm(total=total, file=line, ascii=" ━", ncols=80, **looks)

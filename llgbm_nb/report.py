@@ -1,5 +1,7 @@
 """The notebooks run headless, and what a run leaves in its report folder: `python -m llgbm_nb.report --help`.
 
+A collection with adapters of several bases has one report for each, reports/<run>-<base>/.
+
 reports/<run>/   index.html (the result on one page) · 01_probes.ipynb … 05_uses.ipynb, executed, and .html of
                  each · figures as .png · deltas.csv (a row per adapter, its delta at the last layer) · summary.json
 """
@@ -13,6 +15,7 @@ import platform
 import re
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +24,12 @@ import numpy as np
 import pandas as pd
 
 from .activations import base_fingerprint
-from .adapters import base_of, find_adapters
+from .adapters import base_of, by_base, find_adapters
 from .analysis import Silhouette, summary
 from .deltas import DeltaRun
 from .errors import InputError
 from .evidence import Chance, Reliability
+from .lists import write_list
 from .parameters import check
 from .paths import ROOT, files_fingerprint, from_root, shown, write_whole
 from .tuning import Choice
@@ -151,11 +155,7 @@ def run_report(name: str = "", **parameters) -> Path:
     values = check(parameters)
     adapters = find_adapters(values.checkpoint_dir)
     base_model = values.base_model or base_of(adapters)
-    if name and not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(
-            f"the report's name is {name!r}; it must be one folder name of letters, digits, '.', '_' and '-'"
-        )
-    folder = ROOT / "reports" / (name or re.sub(r"[^\w.-]+", "_", _name(parameters, values)))
+    folder = ROOT / "reports" / (_checked(name) or _name(parameters, values))
     state = _state(parameters, adapters, base_model, values.probe_file)
     marker = folder / ".inputs"
     products = [folder / f"{n}{kind}" for n in NOTEBOOKS for kind in (".ipynb", ".html")]
@@ -222,13 +222,57 @@ def to_html(notebook: Path) -> Path:
     return target
 
 
+def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
+    """(name, parameters) of the reports to be run: this one, or one for each base that the adapters name.
+
+    Where there are several bases and no `base_model`, the adapters of each are written into a list of their own,
+    `reports/<name>-<base>.txt`, which is that report's `checkpoint_dir`. Raises InputError as `run_report` does.
+    """
+    parameters = DEFAULTS | parameters
+    values = check(parameters)
+    if values.base_model:
+        return [(name, parameters)]
+    groups = by_base(find_adapters(values.checkpoint_dir))
+    if len(groups) == 1:
+        return [(name, parameters)]
+    usual = _checked(name) or _name(parameters, values).lstrip(".-")
+    short = {base: re.sub(r"[^\w.-]+", "_", base.rstrip("/").rsplit("/", 1)[-1])[:60] for base in groups}
+    times = Counter(label.lower() for label in short.values())
+    found = [adapter.name for adapters in groups.values() for adapter in adapters]
+    reports = []
+    for base, adapters in groups.items():
+        label = short[base]
+        if times[label.lower()] > 1:
+            label += f"-{hashlib.sha256(base.encode()).hexdigest()[:6]}"
+        file = ROOT / "reports" / f"{usual}-{label}.txt"
+        write_list(file, adapters, f"The adapters of {base} in {shown(values.checkpoint_dir)}")
+        mine = parameters | {"checkpoint_dir": shown(file), "base_model": base}
+        if mine["adapter"] in found and mine["adapter"] not in [adapter.name for adapter in adapters]:
+            mine["adapter"] = ""  # it is of another base
+        reports.append((file.stem, mine))
+    print(f"{len(groups)} bases, a report for each:")
+    for (own, _), (base, adapters) in zip(reports, groups.items(), strict=True):
+        print(f"  {short[base]} ({len(adapters)} adapter{'s' * (len(adapters) > 1)}): reports/{own}")
+    return reports
+
+
+def _checked(name: str) -> str:
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(
+            f"the report's name is {name!r}; it must be one folder name of letters, digits, '.', '_' and '-'"
+        )
+    return name
+
+
 def _name(parameters: dict, values) -> str:
     """What was run, in a few words; with a digest of the parameters where these are not the default ones."""
-    parts = [values.checkpoint_dir.name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
+    collection = values.checkpoint_dir
+    name = collection.stem if collection.is_file() else collection.name
+    parts = [name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
     chosen = {key: value for key, value in parameters.items() if value != DEFAULTS[key] and key not in HOW}
     if set(chosen) - {"probe_type"}:
         parts.append(hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6])
-    return "-".join(filter(None, parts))
+    return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts)))
 
 
 def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None) -> str:
@@ -249,9 +293,9 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     ]
     for adapter in adapters:
         try:
-            state.append(f"{adapter.path} {adapter.domain} {adapter.fingerprint}")
+            state.append(f"{adapter.path} {adapter.name} {adapter.domain} {adapter.fingerprint}")
         except InputError as error:
-            state.append(f"{adapter.path} {error}")
+            state.append(f"{adapter.path} {adapter.name} {error}")
     return hashlib.sha256("\n".join(state).encode()).hexdigest()
 
 
@@ -259,7 +303,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llgbm_nb.report",
         allow_abbrev=False,
-        description="Run the notebooks into reports/; the options are the notebooks' parameters (README).",
+        description="Run the notebooks into reports/; the options are the notebooks' parameters (README). "
+        "--checkpoint-dir is a folder, or a text file with a hub id or a folder a line. If the adapters name several "
+        "bases and --base-model none, there is a report for each.",
     )
     parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
     for key, default in DEFAULTS.items():
@@ -268,10 +314,23 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        folder = run_report(given.pop("run"), **given)
+        reports = one_for_each_base(given.pop("run"), **given)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
+    outcomes = []
+    for name, parameters in reports:
+        if len(reports) > 1:
+            print(f"\n{name}")
+        outcomes.append(_report(name, parameters))
+    return max(outcomes)
+
+
+def _report(name: str, parameters: dict) -> int:
+    """Run one report, and say in a few lines how it came out. Returns 0, or 1 if it could not be made."""
+    try:
+        folder = run_report(name, **parameters)
+    except InputError as error:
+        return _failed(error)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     points, refused = summary["acceptance"], summary["failed"]
     if refused:
@@ -281,6 +340,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
     print(f"open {shown(folder)}/index.html")
     return 0
+
+
+def _failed(error: InputError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

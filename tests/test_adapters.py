@@ -8,7 +8,7 @@ from conftest import save_adapter
 from safetensors.torch import load_file, save_file
 
 from llgbm_nb import InputError, find_adapter_paths, find_adapters
-from llgbm_nb.adapters import Adapter, base_of, same_base
+from llgbm_nb.adapters import Adapter, base_of, by_base, same_base
 from llgbm_nb.paths import ROOT
 
 
@@ -138,6 +138,39 @@ def test_no_base_named_asks_for_one(tmp_path):
     put(tmp_path, "x/a", base=None)
     with pytest.raises(InputError, match="set base_model"):
         base_of(find_adapters(tmp_path))
+
+
+def named(**bases) -> list[Adapter]:
+    """Adapters of these names, each with what it says is its base."""
+    adapters = [Adapter(name, name) for name in bases]
+    for adapter in adapters:
+        adapter.__dict__["config"] = {"base_model_name_or_path": bases[adapter.name]}
+    return adapters
+
+
+def names_by_base(adapters) -> list[tuple[str, str]]:
+    return [(base, "".join(adapter.name for adapter in group)) for base, group in by_base(adapters).items()]
+
+
+def test_adapters_are_grouped_by_base_and_those_that_name_none_go_with_the_most_frequent():
+    adapters = named(a="org/one", b=None, c="org/two", d="org/two", e="/models/two/", f="org/two-it", g="")
+    assert names_by_base(adapters) == [("org/two", "bcdeg"), ("org/one", "a"), ("org/two-it", "f")]
+    assert names_by_base(named(a="org/one", b=None)) == [("org/one", "ab")]
+    with pytest.raises(InputError, match="set base_model"):
+        by_base(named(a=None))
+
+
+def test_a_folder_that_two_others_could_be_is_one_of_the_first(tmp_path):
+    """/a/x and org/x are the same, and so are org/x and /b/x, but /a/x and /b/x are not."""
+    adapters = named(a="org/x", b="org/x", c="/a/x", d="/b/x", e="/b/y")
+    assert names_by_base(adapters) == [("org/x", "abcd"), ("/b/y", "e")]
+    assert names_by_base(named(a="/a/x", b="/a/x", c="/b/x")) == [("/a/x", "ab"), ("/b/x", "c")]
+
+
+def test_a_base_that_cannot_be_looked_up_goes_with_the_first_group_however_frequent():
+    adapters = named(a="~nosuchuser/x", b="~nosuchuser/x", c="org/one", d="~nosuchuser/x", e="org/one", f="org/two")
+    assert names_by_base(adapters) == [("org/one", "abcde"), ("org/two", "f")]
+    assert names_by_base(named(a="~nosuchuser/x")) == [("~nosuchuser/x", "a")]
 
 
 def test_the_fingerprint_follows_the_content_and_nothing_else(adapter, tmp_path):

@@ -1,6 +1,5 @@
 """The time left: told from the first minute as it turns out to be, whatever was in the cache."""
 
-import sys
 import time
 
 import pytest
@@ -67,8 +66,7 @@ def test_nothing_is_said_of_adapters_from_the_cache_and_failures():
     assert left.add({"kind": "LoRA r8 q", "status": "cached", "seconds": 0.0}) is None
 
 
-def test_the_bar_shows_the_time_left(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+def test_the_bar_shows_the_time_left(capsys):
     with adapter_progress([Kind(f"/{n}", f"{n}") for n in range(3)]) as on_adapter:
         on_adapter({"kind": "LoRA r8 q", "status": "computed", "seconds": 90.0})
         time.sleep(0.6)  # the bar is drawn twice a second
@@ -76,8 +74,7 @@ def test_the_bar_shows_the_time_left(capsys, monkeypatch):
     assert "so far, 01:30 to go" in capsys.readouterr().err
 
 
-def test_a_bar_without_an_estimate(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+def test_a_bar_without_an_estimate(capsys):
     with progress(2, "queries") as bar:
         bar.update()
     assert "1/2 queries" in capsys.readouterr().err

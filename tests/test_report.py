@@ -1,11 +1,17 @@
-"""When a report is out of date: whatever it was made from has changed."""
+"""When a report is out of date: whatever it was made from has changed. And one report for each base."""
 
 import json
+import os
+import re
 import shutil
 
+import pandas as pd
 import pytest
+from conftest import save_adapter, save_base
 
-from llgbm_nb import InputError, find_adapters, report
+from llgbm_nb import InputError, find_adapters, paths, report
+from llgbm_nb.parameters import check
+from llgbm_nb.paths import ROOT, from_root
 
 
 @pytest.fixture
@@ -48,3 +54,136 @@ def test_queries_that_are_not_there_are_told_before_anything_runs(made_from):
     with pytest.raises(InputError, match="there is no data file"):
         state(query=str(folder / "nothing"))
     assert state(query="") != state()
+
+
+# -- one report for each base ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    """A root of the project's own, with an empty reports/."""
+    for module in (paths, report):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("notebooks", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "reports").mkdir()
+    return tmp_path / "reports"
+
+
+@pytest.fixture
+def two_bases(tmp_path, base):
+    """Adapters of two bases, a full checkpoint that names none, and one adapter that is broken."""
+    other = save_base(tmp_path / "bases" / "tiny-llama", "llama")
+    for name, of in {"x/a": base, "x/b": other, "y/a": base, "y/c": other, "y/d": base, "y/f": other}.items():
+        save_adapter(tmp_path / "zoo" / name, of, seed=ord(name[-1]))
+    save_base(tmp_path / "zoo" / "y" / "full", seed=4)
+    (tmp_path / "zoo/y/d/adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "zoo/y/d/adapter_config.json").write_text("{")
+    return tmp_path / "zoo", base, other
+
+
+@pytest.fixture
+def ran(reports, monkeypatch) -> list:
+    """The reports that were run, (name, parameters, adapters) of each; nothing is computed."""
+    found = []
+
+    def run_report(name="", **parameters):
+        folder = reports / name
+        found.append((name, parameters, find_adapters(from_root(parameters["checkpoint_dir"]))))
+        if "llama" in parameters["base_model"]:
+            raise InputError("cannot load the base")
+        folder.mkdir(exist_ok=True)
+        summary = {"acceptance": {}, "failed": {}, "adapters": {"total": len(found[-1][2])}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return folder
+
+    monkeypatch.setattr(report, "run_report", run_report)
+    return found
+
+
+def test_each_base_has_a_report_of_its_own_adapters_and_one_that_fails_stops_no_other(two_bases, reports, ran, capsys):
+    zoo, base, other = two_bases
+    assert report.main(["--checkpoint-dir", str(zoo), "--run", "mine", "--max-length", "99", "--adapter", "c"]) == 1
+    out = capsys.readouterr()
+    assert out.out.startswith(
+        "2 bases, a report for each:\n"
+        "  tiny-llama (5 adapters): reports/mine-tiny-llama\n"
+        "  tiny-qwen2 (2 adapters): reports/mine-tiny-qwen2\n"
+    )
+    assert out.err == "error: cannot load the base\n" and "open reports/mine-tiny-qwen2/index.html" in out.out
+    everything = find_adapters(zoo)
+    assert [(name, [adapter.name for adapter in adapters]) for name, _, adapters in ran] == [
+        ("mine-tiny-llama", ["b", "c", "d", "f", "full"]), ("mine-tiny-qwen2", ["x/a", "y/a"]),
+    ]  # fmt: skip
+    assert all(adapter in everything for _, _, adapters in ran for adapter in adapters)
+    for _, parameters, _ in ran:
+        assert parameters["max_length"] == 99 and parameters["base_model"] in (str(base), str(other))
+    assert [parameters["adapter"] for _, parameters, _ in ran] == ["c", ""]  # the second report has no such adapter
+
+
+def test_the_lists_of_the_bases_are_left_alone_while_nothing_changes(two_bases, reports, ran):
+    zoo, base, other = two_bases
+
+    def states() -> list[str]:
+        ran.clear()
+        report.main(["--checkpoint-dir", str(zoo)])
+        return [report._state(parameters, adapters, str(base), None) for _, parameters, adapters in ran]
+
+    before = states()
+    files = {file: file.stat() for file in reports.glob("*.txt")}
+    assert len(files) == 2 and states() == before
+    assert {file: file.stat() for file in reports.glob("*.txt")} == files
+    save_adapter(zoo / "y" / "new", other)
+    assert [old == new for old, new in zip(before, states(), strict=True)] == [False, True]
+
+
+def test_a_single_base_and_one_that_is_given_are_run_as_ever(two_bases, zoo, reports, ran):
+    assert report.main(["--checkpoint-dir", str(zoo), "--adapter", "nobody"]) == 0
+    assert report.main(["--checkpoint-dir", str(two_bases[0]), "--base-model", str(two_bases[1])]) == 0
+    assert [name for name, _, _ in ran] == ["", ""] and not [*reports.glob("*.txt")]
+    assert [parameters["base_model"] for _, parameters, _ in ran] == ["", str(two_bases[1])]
+
+
+def test_bases_with_the_same_last_part_have_folders_of_their_own(base, tmp_path, reports):
+    for number, name in enumerate(("one/Tiny", "two/tiny", "two/other")):
+        save_adapter(tmp_path / "zoo" / f"a{number}", base, base_name=name)
+    names = [name for name, _ in report.one_for_each_base("run", checkpoint_dir=str(tmp_path / "zoo"))]
+    assert len(set(names)) == 3 and "run-other" in names
+    assert sorted(name.lower().rsplit("-", 1)[0] for name in names if name != "run-other") == ["run-tiny"] * 2
+
+
+def test_what_a_base_calls_itself_cannot_spoil_its_list(base, tmp_path, reports, capsys):
+    save_adapter(tmp_path / "zoo" / "a", base)
+    save_adapter(tmp_path / "zoo" / "b", base, base_name="x\norg/other,code/ ../")
+    runs = report.one_for_each_base("run", checkpoint_dir=str(tmp_path / "zoo"))
+    assert [len(find_adapters(from_root(tmp_path / parameters["checkpoint_dir"]))) for _, parameters in runs] == [1, 1]
+    assert all(re.fullmatch(r"run-[\w.-]+", name) for name, _ in runs) and "\norg" not in capsys.readouterr().out
+
+
+def test_a_list_gives_the_report_its_stem(tmp_path, base, reports):
+    (tmp_path / "pool.of.8b.txt").write_text("org/a\n")
+    parameters = report.DEFAULTS | {"checkpoint_dir": str(tmp_path / "pool.of.8b.txt")}
+    assert report._name(parameters, check(parameters)).startswith("pool.of.8b-generic-")
+
+
+@pytest.mark.slow
+def test_reports_of_two_bases_from_one_command(two_bases, tmp_path, monkeypatch, capsys):
+    """The notebooks run for both: each report has its own adapters and no other."""
+    monkeypatch.setattr(report, "NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
+    zoo, run = two_bases[0], f"test-{os.getpid()}"
+    arguments = ["--run", run, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
+    arguments += ["--acceptance-sample", "0", "--evidence-sample", "0", "--query", ""]
+    try:
+        assert report.main(arguments) == 0
+        found = {}
+        for name in ("tiny-llama", "tiny-qwen2"):
+            folder = ROOT / "reports" / f"{run}-{name}"
+            summary = json.loads((folder / "summary.json").read_text())
+            assert summary["base_model"].endswith(name)
+            found[name] = set(pd.read_csv(folder / "deltas.csv")["name"]), len(summary["failed"])
+        assert found == {"tiny-llama": ({"b", "c", "f"}, 2), "tiny-qwen2": ({"x/a", "y/a"}, 0)}
+        capsys.readouterr()
+        assert report.main(arguments) == 0 and capsys.readouterr().out.count("is up to date") == 2
+    finally:
+        for left in (ROOT / "reports").glob(f"{run}-*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
