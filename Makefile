@@ -31,7 +31,7 @@ OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
 .PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
-        bench-explorer bench-headless lint clean
+        bench-explorer bench-headless bench-scale lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench-explorer: $(READY)  ## from a change in the explorer to its new picture, i
 
 bench-headless: $(READY)  ## forty headless runs of 04_analysis, four at a time: does one hang?
 	$(BIN)/python benchmarks/headless.py
+
+bench-scale: $(READY)  ## 1,000 and 10,000 adapters of a tiny base end to end: time and peak memory of each stage (1 GB of disk)
+	$(BIN)/python benchmarks/scale.py
 
 lint: $(READY)  ## ruff on code and notebooks
 	$(BIN)/ruff check --quiet .

@@ -174,6 +174,7 @@ def _correct(run: DeltaRun, adapters: list[Adapter]):
         share = 2e-2 if run.cache.config["dtype"] in ("bfloat16", "float16") else 1e-4
         if run.cache.config["dtype"].endswith("-plain"):
             ours = measured_anew(run, adapters, cache_dir, "float32").delta_set
+        ours = ours.subset(ours.paths.index(adapter.path) for adapter in adapters)  # the others are not read
         trust = run.trust_remote_code
         base = reference_activations(folder, probes, None, trust)
         last, good = 0.0, True

@@ -18,6 +18,12 @@ from .adapters import UNKNOWN
 ALL_ZERO = "All deltas are zero: no adapter changes anything at this layer."
 ALL_ALIKE = "All deltas are the same: without their mean nothing is left."
 ROUNDING = 1e-5  # of a delta's norm; float32's own error (README, "Rounding relative to the delta")
+MANY = 1000  # adapters; of more, the cosines of all pairs are never there at once, and pictures show some of them
+BLOCK = 500  # rows of cosines that are there at once: 40 MB of them with 10,000 adapters
+SHOWN = 300  # of more than MANY adapters, so many rows of the heatmap
+COMPONENTS = 50  # of more than MANY adapters, principal ones that t-SNE sees
+FAILURES = 500  # that are listed with their reasons
+ROWS = 60  # of a table in a notebook, where pandas begins to leave rows out; above, a row is a domain
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,29 @@ class Silhouette:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The cosines between n adapters, as far as a picture can show them.
+
+    `shown` (m,) are the adapters whose `cosines` (m, m) these are: all, or of more than MANY some of every domain.
+    `order` and `tree` are `cluster_order`'s of these. Of more than MANY, `means`, `within` and `across` are what
+    `domain_means` says of all of them; else None, as `cosines` has it.
+    """
+
+    shown: np.ndarray
+    cosines: np.ndarray
+    order: np.ndarray
+    tree: np.ndarray | None
+    means: pd.DataFrame | None = None
+    within: float | None = None
+    across: float | None = None
+
+
 def similarity(deltas: np.ndarray) -> np.ndarray:
-    """Cosine of every pair of rows: (adapters, adapters), diagonal exactly 1. A zero delta is similar to nothing."""
+    """Cosine of every pair of rows: (adapters, adapters), diagonal exactly 1. A zero delta is similar to nothing.
+
+    All pairs at once, float64: for thousands of adapters see `near` and `pairs`.
+    """
     if not len(deltas):
         return np.zeros((0, 0))
     cosines = cosine_similarity(deltas.astype(np.float64))
@@ -117,13 +144,21 @@ def silhouette_by_layer(delta_set, center: bool = False) -> pd.Series:
 def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     """A t-SNE map, (adapters, 2), by scikit-learn with cosine distance; None for fewer than four adapters.
 
-    The perplexity is 30, or a third of the other adapters where there are fewer than 91.
+    The perplexity is 30, or a third of the other adapters where there are fewer than 91. Of more than MANY adapters, as
+    advised by Kobak and Berens (2019, doi 10.1038/s41467-019-13056-x), it starts from the first two principal
+    components, and takes the distances from the first 50: those of all pairs are never there at once. Between rows of
+    length 1, the squared Euclidean distance is twice the cosine distance.
     """
     count = len(deltas)
     if count < 4:
         return None
     perplexity = min(30.0, (count - 1) / 3)
-    return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(deltas)
+    if count <= MANY:
+        return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(deltas)
+    rows = directions(deltas).astype(np.float32)
+    rows = PCA(min(COMPONENTS, *rows.shape), random_state=seed).fit_transform(rows)
+    init = "pca" if np.ptp(rows, axis=0).any() else "random"
+    return TSNE(init=init, perplexity=perplexity, random_state=seed).fit_transform(rows)
 
 
 def pca(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,15 +194,74 @@ def nearest(cosines: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(others, axis=1, kind="stable")[:, : max(0, min(k, len(cosines) - 1))]
 
 
+def near(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same from `directions` (adapters, hidden), and the cosines: two arrays (adapters, k), int64 and float64.
+
+    Exact: BLOCK rows at a time are compared with all, in the dtype of `rows`, and no more is there at once.
+    """
+    k = max(0, min(k, len(rows) - 1))
+    found, values = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
+    for start in range(0, len(rows) if k else 0, BLOCK):
+        cosines = rows[start : start + BLOCK] @ rows.T
+        each = np.arange(len(cosines))
+        cosines[each, start + each] = -np.inf
+        for rank in range(k):  # argmax takes the first of equally near ones
+            found[start + each, rank] = best = cosines.argmax(axis=1)
+            values[start + each, rank] = cosines[each, best]
+            cosines[each, best] = -np.inf
+    return found, values
+
+
 def neighbours(deltas: np.ndarray, names, k: int = 3) -> pd.DataFrame:
     """The `k` nearest other adapters of each by cosine: columns adapter, rank, neighbour, cosine."""
-    cosines = similarity(deltas)
     rows = [
-        (names[i], rank, names[j], cosines[i, j])
-        for i, others in enumerate(nearest(cosines, k))
-        for rank, j in enumerate(others, start=1)
+        (names[i], rank, names[j], cosine)
+        for i, (others, cosines) in enumerate(zip(*near(directions(deltas), k), strict=True))
+        for rank, (j, cosine) in enumerate(zip(others, cosines, strict=True), start=1)
     ]
     return pd.DataFrame(rows, columns=["adapter", "rank", "neighbour", "cosine"])
+
+
+def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
+    """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: with those that have none, too."""
+    random, groups = np.random.default_rng(seed), []
+    domains = np.asarray(domains, dtype=object)
+    for domain in sorted(set(domains) - (set() if unknown else {UNKNOWN})):
+        mine = np.flatnonzero(domains == domain)
+        groups.append(list(random.permutation(mine)))
+    rounds = [group[i] for i in range(max(map(len, groups), default=0)) for group in groups if i < len(group)]
+    return sorted(int(i) for i in rounds[:most])
+
+
+def pairs(deltas: np.ndarray, domains) -> Pairs:
+    """The cosines of every pair for a heatmap; of more than MANY adapters, their means by domain and a sample."""
+    if len(deltas) <= MANY:
+        cosines = similarity(deltas)
+        return Pairs(np.arange(len(deltas)), cosines, *cluster_order(cosines))
+    shown = np.array(spread_sample(domains, SHOWN, unknown=True))
+    cosines = similarity(deltas[shown])
+    return Pairs(shown, cosines, *cluster_order(cosines), *domain_means(deltas, domains))
+
+
+def domain_means(deltas: np.ndarray, domains) -> tuple[pd.DataFrame, float, float]:
+    """The mean cosine of two different adapters: by their domains (domains, domains), within and across domains.
+
+    Adapters of the domain "unknown" are left out; NaN where there are no two. A sum of cosines is the cosine of sums,
+    so that no pair is formed.
+    """
+    domains = np.asarray(domains, dtype=object)
+    labelled = domains != UNKNOWN
+    kinds, own, sizes = np.unique(domains[labelled].astype(str), return_inverse=True, return_counts=True)
+    rows = directions(deltas[labelled])
+    totals = np.zeros((len(kinds), rows.shape[1]))
+    np.add.at(totals, own, rows)
+    sums, counts = totals @ totals.T, np.outer(sizes, sizes).astype(float)
+    sums[np.diag_indices(len(kinds))] -= np.bincount(own, (rows**2).sum(axis=1), len(kinds))  # each one with itself
+    counts[np.diag_indices(len(kinds))] -= sizes
+    same = np.eye(len(kinds), dtype=bool)
+    within, across = (sums[m].sum() / counts[m].sum() if counts[m].sum() else np.nan for m in (same, ~same))
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return pd.DataFrame(means, kinds, kinds), float(within), float(across)
 
 
 def cluster_order(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -224,6 +318,40 @@ def table(records: list[dict], trust: pd.DataFrame | None = None) -> pd.DataFram
     return frame if frame["reason"].any() else frame.drop(columns="reason")
 
 
+def overview(records: list[dict], trust: pd.DataFrame) -> pd.DataFrame:
+    """`table`; of more than ROWS records a row per domain instead: how many, and the range of what the table has."""
+    if len(records) <= ROWS:
+        return table(records, trust)
+    frame = pd.DataFrame(records, columns=["name", "domain", "kind", "norm", "relative", "status"]).set_index("name")
+    frame = frame.join(trust[["ratio", "spread", "flagged"]])
+    rows = {
+        domain: {
+            "adapters": len(mine),
+            "failed": int((mine["status"] == "failed").sum()),
+            "kinds": _first_and_count(mine["kind"]),
+            "norm": _range(mine["norm"], "{:.2f}"),
+            "of base": _range(100 * mine["relative"], "{:.1f} %"),
+            "beside noise, least": times(mine["ratio"].min()),
+            "flagged": int(mine["flagged"].eq(True).sum()),
+            "spread": _range(100 * mine["spread"], "{:.0f} %"),
+        }
+        for domain, mine in frame.groupby("domain")
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("domain")
+
+
+def _range(values: pd.Series, form: str) -> str:
+    """Least, median and largest of the finite ones: "1.20 – 3.50 – 9.00"; "–" if there is none."""
+    values = values[np.isfinite(values)]
+    return " – ".join(form.format(v) for v in (values.min(), values.median(), values.max())) if len(values) else "–"
+
+
+def _first_and_count(kinds: pd.Series) -> str:
+    """The most frequent one, and how many others there are."""
+    counts = kinds.value_counts()
+    return counts.index[0] + (f" and {len(counts) - 1} more" if len(counts) > 1 else "")
+
+
 def times(ratio: float) -> str:
     """A ratio for people, to two digits: "88,000 ×", "0.12 ×", "∞ ×"; "–" for NaN."""
     if np.isnan(ratio):
@@ -246,8 +374,10 @@ def summary_text(records: list[dict]) -> str:
 
 
 def failure_text(records: list[dict]) -> str:
-    """A line for every adapter that failed, with its reason."""
+    """A line for every adapter that failed, with its reason; for the first FAILURES of them."""
     lines = [f"✗ {record['name']}: {record['reason']}" for record in records if record["status"] == "failed"]
+    if len(lines) > FAILURES:
+        lines[FAILURES:] = [f"… and {len(lines) - FAILURES:,} more (summary.json has all)"]
     return "\n".join(lines) or "No adapter failed."
 
 
@@ -279,3 +409,23 @@ def neighbour_table(deltas: np.ndarray, names, domains, k: int = 3) -> pd.DataFr
     wide = pd.DataFrame(np.reshape(text, (len(names), k)), pd.Index(list(names), name="adapter"), columns)
     wide.insert(0, "domain", list(domains))
     return wide
+
+
+def neighbour_overview(deltas: np.ndarray, names, domains) -> pd.DataFrame:
+    """`neighbour_table`; of more than ROWS adapters a row per domain instead: of what domain their nearest ones are."""
+    if len(names) <= ROWS:
+        return neighbour_table(deltas, names, domains)
+    domains = np.asarray(domains, dtype=object)
+    others, cosines = (found[:, 0] for found in near(directions(deltas), 1))
+    rows = {}
+    for domain in sorted(set(domains)):
+        mine = domains == domain
+        strange = pd.Series(domains[others[mine & (domains[others] != domain)]], dtype=object).value_counts()
+        rows[domain] = {
+            "adapters": int(mine.sum()),
+            "nearest is of the domain": f"{100 * (domains[others[mine]] == domain).mean():.0f} %",
+            "by chance": f"{100 * (mine.sum() - 1) / (len(mine) - 1):.0f} %",
+            "else most often of": f"{strange.index[0]} ({strange.iloc[0]})" if len(strange) else "–",
+            "cosine of the nearest": _range(pd.Series(cosines[mine]), "{:.2f}"),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("domain")

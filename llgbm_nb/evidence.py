@@ -8,10 +8,9 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 from .adapters import UNKNOWN
-from .analysis import centered, directions, norms, silhouette, silhouette_samples, similarity
+from .analysis import centered, directions, near, norms, silhouette, silhouette_samples, similarity
 
 SPLITS = 200  # of the probes in two halves; where there are more ways, so many random ones are taken
 PAIRED = 1000  # adapters whose pairs are correlated; of more, so many random ones
@@ -115,7 +114,7 @@ def chance(deltas: np.ndarray, domains, permutations: int = 999, seed: int = 0) 
     labelled = domains != UNKNOWN
     kinds, own = np.unique(domains[labelled].astype(str), return_inverse=True)
     rows, count, random = directions(deltas[labelled]), len(own), np.random.default_rng(seed)
-    other = nearest_other(rows)
+    other = near(rows, 1)[0][:, 0]
 
     labellings = [random.permutation(own) for _ in range(permutations)]
     shuffled = np.array([silhouette_samples(rows, each, len(kinds)).mean() for each in labellings])
@@ -133,12 +132,6 @@ def chance(deltas: np.ndarray, domains, permutations: int = 999, seed: int = 0) 
         score.score, _p_value(shuffled, score.score), tuple(np.percentile(drawn, [2.5, 97.5])), shuffled,
         accuracy, float((sizes * (sizes - 1)).sum() / (count * (count - 1))), _p_value(accuracies, accuracy),
     )  # fmt: skip
-
-
-def nearest_other(rows: np.ndarray) -> np.ndarray:
-    """The index of each row's nearest other by cosine, (n,); scikit-learn's, which goes block by block."""
-    search = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(rows)
-    return search.kneighbors(return_distance=False)[:, 0]
 
 
 def _p_value(shuffled: np.ndarray, observed: float) -> float:

@@ -19,7 +19,10 @@ def chance(found: Chance):
         return sentence(found.note)
     figure = new_figure(7, 2.6)
     axis = figure.add_subplot()
-    axis.hist(found.shuffled, bins=40, color=GREY, label=f"{len(found.shuffled)} shuffled labellings")
+    wide, least = np.ptp(found.shuffled), np.ptp([*found.shuffled, found.score, *found.interval]) / 150  # to be seen
+    ends = None if wide >= least else (found.shuffled.mean() - least / 2, found.shuffled.mean() + least / 2)
+    bars = max(1, min(40, int(wide / least)))
+    axis.hist(found.shuffled, bins=bars, range=ends, color=GREY, label=f"{len(found.shuffled)} shuffled labellings")
     axis.axvline(found.score, color=_RED, linewidth=2, label="the true labels")
     axis.axvspan(*found.interval, color=_RED, alpha=0.15, linewidth=0, label="their 95 % interval\nover adapters")
     axis.set(xlabel="silhouette by domain", ylabel="labellings")
@@ -45,8 +48,10 @@ def trust(found: pd.DataFrame):
     axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     flagged = int(found["flagged"].sum())
-    axis.set_title(f"{flagged} of {len(found)} deltas are too near to rounding\n" if flagged else
-                   f"All {len(found)} deltas are at least {_rounded(ratio[0])} times what rounding does\n")  # fmt: skip
+    axis.set_title(
+        f"{flagged:,} of {len(found):,} deltas are too near to rounding\n" if flagged
+        else f"All {len(found):,} deltas are at least {_rounded(ratio[0])} times what rounding does\n"
+    )  # fmt: skip
     sns.despine(figure, left=True)
     return figure
 

@@ -17,7 +17,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from . import figures, maps
-from .analysis import centered, nearest, silhouette
+from .analysis import centered, silhouette
 from .deltas import DeltaSet, mean_over_probes
 from .errors import InputError
 from .styles import domain_styles
@@ -189,7 +189,8 @@ class Explorer(widgets.VBox):
     def _paint(self) -> None:
         """The picture of `self.view`."""
         found, seen = self.delta_set, self.view
-        texts = maps.hover_texts(found.names, found.domains, found.kinds, seen)
+        others = 3 if len(found) < maps.WEBGL else 0  # of very many, a click says which are near
+        texts = maps.hover_texts(found.names, found.domains, found.kinds, seen, others)
         ranges, layer = maps.limits(seen.points), self.layer.value
         by_norm = self.color.value == "norm"
         with self.figure.batch_update():
@@ -206,7 +207,7 @@ class Explorer(widgets.VBox):
             for key, style in zip(self._keys, self._styles.values(), strict=True):
                 key.marker.color = _INK if by_norm else style[0]
             self._heat.visible = True
-            self._heat.z = maps.heatmap(seen.cosines, self._rows)
+            self._heat.z = maps.heatmap(seen.directions, self._rows)
             self._here.x, self._here.y = [layer], [_or_none(seen.score.score)]
             self._mark()
         self.headline.value = self._headline()
@@ -248,8 +249,8 @@ class Explorer(widgets.VBox):
             return
         rows = "".join(
             f"<tr><td class=n>{rank}</td><td>{html.escape(found.names[j])}</td><td>{html.escape(found.domains[j])}</td>"
-            f"<td>{html.escape(found.kinds[j])}</td><td class=n>{seen.cosines[i, j]:.3f}</td></tr>"
-            for rank, j in enumerate(nearest(seen.cosines, 10)[i], start=1)
+            f"<td>{html.escape(found.kinds[j])}</td><td class=n>{cosine:.3f}</td></tr>"
+            for rank, (j, cosine) in enumerate(seen.nearest_to(i, 10), start=1)
         )
         self.nearest.value = (
             f"<b>{html.escape(found.names[i])}</b> ({html.escape(found.domains[i])}, "

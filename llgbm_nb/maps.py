@@ -14,11 +14,11 @@ from .analysis import (
     ALL_ZERO,
     Silhouette,
     centered,
-    nearest,
+    directions,
+    near,
     norms,
     pca,
     silhouette,
-    similarity,
     tsne,
     turned,
 )
@@ -35,16 +35,23 @@ SYMBOLS = {
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of n adapters: map (n, 2), its axes' titles, norms (n,), cosines (n, n) and the silhouette.
+    """What is seen of n adapters: map (n, 2), its axes' titles, norms (n,), directions (n, hidden) and the silhouette.
 
-    `norms` are those of the deltas as they are, everything else is of the deltas as they are compared.
+    `norms` are those of the deltas as they are, everything else is of the deltas as they are compared. Cosines are
+    products of the directions; those of all pairs are never there at once.
     """
 
     points: np.ndarray
     axes: tuple[str, str]
     norms: np.ndarray
-    cosines: np.ndarray
+    directions: np.ndarray
     score: Silhouette
+
+    def nearest_to(self, adapter: int, k: int) -> list[tuple[int, float]]:
+        """The `k` nearest others of one adapter, the nearest first, and their cosines."""
+        cosines = self.directions @ self.directions[adapter]
+        order = [int(i) for i in np.argsort(-cosines, kind="stable")[: k + 1] if i != adapter][:k]
+        return [(i, float(cosines[i])) for i in order]
 
 
 def view(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", like: "View | None" = None) -> View:
@@ -61,7 +68,7 @@ def view(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", lik
         points = turned(points, like.points if same else None, mirror_only=True)
     else:
         points, axes = turned(points, like and like.points), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
-    return View(points, axes, norms(deltas), similarity(compared), score)
+    return View(points, axes, norms(deltas), directions(compared), score)
 
 
 def plain(text: str, most: int | None = None) -> str:
@@ -72,13 +79,13 @@ def plain(text: str, most: int | None = None) -> str:
     return html.escape(text).replace("$", "＄")
 
 
-def hover_texts(names, domains, kinds, seen: View) -> list[str]:
-    """What is said of each adapter under the pointer: name, domain, kind, norm and the three nearest others."""
-    texts = []
-    for i, others in enumerate(nearest(seen.cosines, 3)):
-        near = "<br>".join(f"  {plain(names[j])} ({seen.cosines[i, j]:.2f})" for j in others)
-        text = f"<b>{plain(names[i])}</b><br>{plain(domains[i])} · {plain(kinds[i])} · norm {seen.norms[i]:.2f}"
-        texts.append(text + (f"<br>nearest (cosine):<br>{near}" if near else ""))
+def hover_texts(names, domains, kinds, seen: View, others: int = 3) -> list[str]:
+    """What is said of each adapter under the pointer: name, domain, kind, norm and the `others` nearest ones."""
+    texts, names = [], [plain(name) for name in names]
+    for i, (indices, cosines) in enumerate(zip(*near(seen.directions, others), strict=True)):
+        nearest = "<br>".join(f"  {names[j]} ({cosine:.2f})" for j, cosine in zip(indices, cosines, strict=True))
+        text = f"<b>{names[i]}</b><br>{plain(domains[i])} · {plain(kinds[i])} · norm {seen.norms[i]:.2f}"
+        texts.append(text + (f"<br>nearest (cosine):<br>{nearest}" if nearest else ""))
     return texts
 
 
@@ -91,14 +98,14 @@ def by_domain(domains) -> dict[str, np.ndarray]:
 def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter]:
     """A trace of points for each domain of `by_domain`, with its colour and marker."""
     styles, kind = domain_styles(domains), point_kind(len(points))
-    size = 9 if len(points) <= 150 else 6
+    size, edge = (9 if len(points) <= 150 else 6, 0.5) if len(points) < WEBGL else (4, 0)
     return [
         kind(
             x=points[mine, 0], y=points[mine, 1], text=[texts[i] for i in mine], mode="markers",
             name=plain(domain, NAME),
             marker=dict(
                 color=styles[domain][0], symbol=SYMBOLS[styles[domain][1]], size=size,
-                line=dict(width=0.5, color="#333333"),
+                line=dict(width=edge, color="#333333"),
             ),
             hovertemplate="%{text}<extra></extra>",
         )
@@ -120,14 +127,18 @@ def heatmap_rows(domains) -> list[np.ndarray]:
     return [mine[i : i + together] for mine in by_domain(domains).values() for i in range(0, len(mine), together)]
 
 
-def heatmap(cosines: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
-    """Mean cosine between the adapters of each two of `rows`: float32 (rows, rows)."""
+def heatmap(directions: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    """Mean cosine between the adapters of each two of `rows`: float32 (rows, rows).
+
+    `directions` is (adapters, hidden). A mean of cosines is the product of the means, so that no pair is formed.
+    """
     if not rows:
         return np.zeros((0, 0), np.float32)
-    order, sizes = np.concatenate(rows), np.array([len(row) for row in rows])
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    sums = np.add.reduceat(np.add.reduceat(cosines[np.ix_(order, order)], starts, axis=0), starts, axis=1)
-    return (sums / np.outer(sizes, sizes)).astype(np.float32)
+    means = np.array([directions[row].mean(axis=0) for row in rows])
+    cosines = means @ means.T
+    zeros = [(~directions[row].any(axis=1)).sum() for row in rows]  # each is similar to itself, as in `similarity`
+    cosines[np.diag_indices(len(rows))] += [number / len(row) ** 2 for number, row in zip(zeros, rows, strict=True)]
+    return cosines.astype(np.float32)
 
 
 def row_names(rows: list[np.ndarray], names) -> list[str]:

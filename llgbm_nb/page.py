@@ -28,7 +28,7 @@ from .tuning import NOTHING, choice_text
 from .weights import methods_table, methods_text
 
 POINTS = 50_000  # on all layers of the map together: with more, the slider has fewer layers
-ROWS = 500  # of the table of adapters; above, it is left to deltas.csv
+ROWS = 500  # of a table of adapters; above, it has a row per domain, and the rest is left to deltas.csv
 PICTURES = {
     "similarity": "Every pair: cosines of the deltas at the last layer, similar adapters side by side.",
     "silhouette": "Each adapter: near 1 it lies with its own domain, below 0 nearer to another one.",
@@ -51,7 +51,7 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
     finding = f"silhouette by domain {score.score:.2f}" if not score.note else score.note
     finding = finding if len(found) else "No adapter could be used."
     failed = [record for record in run.records if record["status"] == "failed"]
-    title = f"{len(found)} adapter{'' if len(found) == 1 else 's'} of {run.base_model}"
+    title = f"{len(found):,} adapter{'' if len(found) == 1 else 's'} of {run.base_model}"
     parts = [
         f"<h1>{html.escape(title)}</h1><p class=finding>{html.escape(finding)}</p>",
         _facts(run),
@@ -203,11 +203,12 @@ def _pictures(folder: Path, *names: str) -> list[str]:
 
 
 def _picture(file: Path, text: str) -> str:
-    packed = io.BytesIO()
+    packed, heatmap = io.BytesIO(), file.stem in HEATMAPS
     with Image.open(file) as picture:
-        picture.convert("RGB").quantize(256 if file.stem in HEATMAPS else 32).convert("RGB").save(
-            packed, "WEBP", lossless=True, method=4
-        )
+        # The usual way to pick colours gives a heatmap all of them, and none to the bar of domains at its edge.
+        way = Image.Quantize.MAXCOVERAGE if heatmap else Image.Quantize.MEDIANCUT
+        few = picture.convert("RGB").quantize(256 if heatmap else 32, method=way)
+        few.convert("RGB").save(packed, "WEBP", lossless=True, method=4)
     data = base64.b64encode(packed.getvalue()).decode()
     return (
         f'<figure><img alt="{file.stem}" src="data:image/webp;base64,{data}"><figcaption>{text}</figcaption></figure>'
@@ -215,14 +216,17 @@ def _picture(file: Path, text: str) -> str:
 
 
 def _failures(failed: list[dict]) -> str:
-    return _table(
-        pd.DataFrame([{"adapter": r["name"], "folder": shown(r["path"]), "reason": r["reason"]} for r in failed])
-    )
+    more = f"<p>… and {len(failed) - ROWS:,} more: see summary.json.</p>" if len(failed) > ROWS else ""
+    rows = [{"adapter": r["name"], "folder": shown(r["path"]), "reason": r["reason"]} for r in failed[:ROWS]]
+    return _table(pd.DataFrame(rows)) + more
 
 
 def _adapters(records: list[dict], trust: pd.DataFrame) -> str:
-    if not 0 < len(records) <= ROWS:
-        return f"<p>{len(records)} adapters{': see deltas.csv' if records else ''}.</p>"
+    if not records:
+        return "<p>0 adapters.</p>"
+    if len(records) > ROWS:
+        by_domain = analysis.overview(records, trust).reset_index().drop(columns="failed")
+        return f"<p>{len(records):,} adapters, by domain; deltas.csv has each of them.</p>{_table(by_domain)}"
     columns = ["name", "domain", "kind", "norm", "of base", "beside noise", "spread", "route"]
     return _table(analysis.table(records, trust).reset_index()[columns])
 

@@ -82,7 +82,8 @@ def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
     except (InputError, RuntimeError, MemoryError, OSError) as error:
         others, reason = {}, first_sentence(error)
     for adapter in (each for each in sample if each.path in others):
-        ours, theirs = found.deltas()[found.paths.index(adapter.path)].astype(np.float64), others[adapter.path]
+        [ours] = found.subset([found.paths.index(adapter.path)]).deltas().astype(np.float64)  # the others are not read
+        theirs = others[adapter.path]
         size, length, away = np.linalg.norm(theirs), np.linalg.norm(ours), float(np.linalg.norm(ours - theirs))
         error = away / size if size else (0.0 if not length else np.inf)
         rows.append((adapter.name, error, ours @ theirs / (size * length) if size * length else np.nan))
@@ -118,7 +119,7 @@ def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
         variant = kind.split()[0]
         ranked.append((0 if variant not in seen else 1 if kind not in seen else 2, i))
         seen |= {variant, kind}
-    return [found.adapters[i] for _, i in sorted(ranked)[:sample]]
+    return found.subset(i for _, i in sorted(ranked)[:sample]).adapters
 
 
 def measured_anew(run: DeltaRun, adapters: list[Adapter], cache_dir, dtype: str) -> DeltaRun:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .adapters import UNKNOWN
-from .analysis import centered, silhouette, similarity
+from .analysis import centered, silhouette, similarity, spread_sample
 from .deltas import DeltaRun, DeltaSet, compute_deltas
 from .probes import PROBE_TYPES, create_probes
 
@@ -40,17 +40,6 @@ class Choice:
     splits: int
     note: str = ""
     adapters: int = 0
-
-
-def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
-    """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: with those that have none, too."""
-    random, groups = np.random.default_rng(seed), []
-    domains = np.asarray(domains, dtype=object)
-    for domain in sorted(set(domains) - (set() if unknown else {UNKNOWN})):
-        mine = np.flatnonzero(domains == domain)
-        groups.append(list(random.permutation(mine)))
-    rounds = [group[i] for i in range(max(map(len, groups), default=0)) for group in groups if i < len(group)]
-    return sorted(int(i) for i in rounds[:most])
 
 
 def sampled(run: DeltaRun, most: int) -> DeltaRun:

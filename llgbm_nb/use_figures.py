@@ -8,7 +8,8 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 from .adapters import UNKNOWN
-from .figures import new_figure, sentence
+from .analysis import MANY
+from .figures import domain_key, new_figure, sentence
 from .styles import BLUE, GREY, ORANGE, domain_styles
 
 
@@ -44,7 +45,8 @@ def additivity(pairs: pd.DataFrame):
 def query_cosines(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
     """`uses.query_cosines`' table: a row per query, a point per adapter, coloured by the adapter's domain.
 
-    `domains` are the columns', `truths` the rows' {query: domain}; the nearest adapter of each query has a ring.
+    Of more than MANY adapters, a point per domain: its nearest one. `domains` are the columns', `truths` the rows'
+    {query: domain}; the nearest adapter of each query has a ring.
     """
     if cosines.empty:
         return sentence("There is no query, or no adapter to compare it with.")
@@ -55,6 +57,7 @@ def query_cosines(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
     axis = figure.add_subplot()
     for domain, (colour, marker) in own_styles.items():
         mine = cosines.to_numpy()[:, domains == domain]
+        mine = mine.max(axis=1, keepdims=True) if len(domains) > MANY else mine
         axis.scatter(
             mine, np.repeat(rows[:, None], mine.shape[1], axis=1), color=colour, marker=marker, s=34, alpha=0.8,
             linewidth=0, label=domain,
@@ -65,8 +68,9 @@ def query_cosines(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
     for label, query in zip(axis.get_yticklabels(), cosines.index, strict=True):
         label.set_color(styles[truths[query]][0])
     axis.tick_params(axis="y", length=0)
-    axis.set(xlabel="cosine of the query's delta and the adapter's (ring: the nearest)")
-    axis.legend(title="adapter's domain", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    adapter = "each domain's nearest adapter's" if len(domains) > MANY else "the adapter's"
+    axis.set(xlabel=f"cosine of the query's delta and {adapter} (ring: the nearest)")
+    domain_key(axis, domains, title="adapter's domain")
     known = [query for query in cosines.index if truths[query] in set(domains) - {UNKNOWN}]
     right = sum(_nearest_domain(cosines.loc[query], domains) == truths[query] for query in known)
     axis.set_title(f"The nearest adapter is of the query's domain in {right} of {len(known)} queries")

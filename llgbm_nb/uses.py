@@ -14,7 +14,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from .paths import shown
 from .peft_adapter import BaseChanged, adapted_states, applied, base_state, read_config
 from .teachers import TARGETS, find_data_files, finetune, read_pairs, save_teacher
 
+PAIRS = 10_000  # near-duplicates that are listed
 BLOCK = 256  # rows of the matrix of cosines that are looked at together
 DRAWN = 100  # adapters that pairs are drawn from, where there are more
 
@@ -46,25 +47,50 @@ DRAWN = 100  # adapters that pairs are drawn from, where there are more
 # -- near ones ---------------------------------------------------------------------------------------------------------
 
 
+class Index:
+    """Who is nearest to an adapter, or to any delta, asked again and again: the deltas are read once.
+
+    Exact: one product with all directions, float64 (adapters, hidden), which answers 10,000 adapters of hidden size 576
+    in a few milliseconds (benchmarks/scale.py); an approximate index would save nothing that is felt.
+    """
+
+    def __init__(self, delta_set: DeltaSet, layer: int = -1):
+        """Raises InputError for a layer that was not computed."""
+        self._set, self._rows = delta_set, directions(delta_set.deltas(layer))
+
+    def nearest(self, name: str = "", k: int = 5) -> pd.DataFrame:
+        """As `nearest_to`."""
+        found = self._set
+        if not name and not len(found):
+            return self._table([], np.zeros(0), name)
+        own = _number_of(found, name) if name else 0
+        cosines = self._rows @ self._rows[own]
+        order = [i for i in np.argsort(-cosines, kind="stable")[: k + 1] if i != own][:k]
+        return self._table(order, cosines, found.names[own])
+
+    def nearest_of(self, delta: np.ndarray, k: int = 5) -> pd.DataFrame:
+        """The same for any delta, float (hidden,), such as a query's or the sum of several."""
+        cosines = self._rows @ directions(np.asarray(delta)[None])[0]
+        return self._table(np.argsort(-cosines, kind="stable")[:k], cosines, "it")
+
+    def _table(self, order: Sequence[int], cosines: np.ndarray, name: str) -> pd.DataFrame:
+        found = self._set
+        columns = {
+            "neighbour": [found.names[i] for i in order],
+            "domain": [found.domains[i] for i in order],
+            "kind": [found.kinds[i] for i in order],
+            "cosine": cosines[order] if len(order) else np.zeros(0),
+        }
+        return pd.DataFrame(columns, pd.RangeIndex(1, len(order) + 1, name=f"near {name}"))
+
+
 def nearest_to(delta_set: DeltaSet, name: str = "", k: int = 5, layer: int = -1) -> pd.DataFrame:
     """The `k` adapters nearest to one by cosine, the nearest first: columns neighbour, domain, kind, cosine.
 
-    Without a `name` it is the set's first adapter; the index says which, and counts from 1. Raises InputError for a
-    name that no adapter has, or a layer that was not computed.
+    Without a `name` it is the set's first adapter; the index says which, and counts from 1. To ask more than once, see
+    `Index`. Raises InputError for a name that no adapter has, or a layer that was not computed.
     """
-    order, cosines = [], np.zeros(0)
-    if name or len(delta_set):
-        own = _number_of(delta_set, name) if name else 0
-        name, rows = delta_set.names[own], directions(delta_set.deltas(layer))
-        cosines = rows @ rows[own]
-        order = [i for i in np.argsort(-cosines, kind="stable") if i != own][:k]
-    columns = {
-        "neighbour": [delta_set.names[i] for i in order],
-        "domain": [delta_set.domains[i] for i in order],
-        "kind": [delta_set.kinds[i] for i in order],
-        "cosine": cosines[order],
-    }
-    return pd.DataFrame(columns, pd.RangeIndex(1, len(order) + 1, name=f"near {name}"))
+    return Index(delta_set, layer).nearest(name, k)
 
 
 def near_duplicates(
@@ -75,7 +101,8 @@ def near_duplicates(
     `why` is "same files" where config and weights are equal byte for byte, else "same direction": the cosine of the
     deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's. `fingerprints` are those of the
     adapters' files in the set's order, where they are known; else the files are read (None: of one that cannot be).
-    The cosines are formed BLOCK rows at a time, never those of all pairs at once.
+    The cosines are formed BLOCK rows at a time, never those of all pairs at once. If there are more than PAIRS, as in a
+    collection of copies, those of the first adapters are given, and `attrs["more"]` is True.
     """
     if fingerprints is None:
         fingerprints = [_fingerprint(path, name) for path, name in zip(delta_set.paths, delta_set.names, strict=True)]
@@ -85,14 +112,17 @@ def near_duplicates(
     for number, fingerprint in enumerate(fingerprints):
         if fingerprint is not None:
             copies.setdefault(fingerprint, []).append(number)
-    why = {pair: "same files" for numbers in copies.values() for pair in combinations(numbers, 2)}
+    every = (pair for numbers in copies.values() for pair in combinations(numbers, 2))
+    why = dict.fromkeys(islice(every, PAIRS + 1), "same files")
     for start in range(0, len(rows), BLOCK):
+        if len(why) > PAIRS:
+            break
         cosines = rows[start : start + BLOCK] @ rows[start:].T  # each pair once: with what comes after
-        for i, j in np.argwhere(np.triu(cosines > threshold, k=1)):
+        for i, j in np.argwhere(np.triu(cosines > threshold, k=1))[: PAIRS + 1]:
             why.setdefault((start + int(i), start + int(j)), "same direction")
-    pairs = sorted(why)
+    pairs = sorted(why)[:PAIRS]
     names, ratio = delta_set.names, np.divide(1.0, norms, out=np.full(len(norms), np.nan), where=norms > 0)
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "adapter": [names[i] for i, _ in pairs],
             "other": [names[j] for _, j in pairs],
@@ -101,6 +131,8 @@ def near_duplicates(
             "why": [why[pair] for pair in pairs],
         }
     )
+    frame.attrs["more"] = len(why) > PAIRS
+    return frame
 
 
 def fingerprints(run: DeltaRun) -> list[str | None]:

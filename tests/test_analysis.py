@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_samples
+from sklearn.neighbors import NearestNeighbors
 
 from llgbm_nb import analysis
 from llgbm_nb.deltas import DeltaSet
@@ -228,3 +231,124 @@ def test_nearest_others():
         assert list(found) == expected
     assert analysis.nearest(np.ones((1, 1)), 3).shape == (1, 0)
     assert analysis.nearest(np.ones((4, 4)), 2).tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+
+
+# -- large collections: the same numbers, a block of rows at a time ----------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1, 7, 18, 500])
+def test_near_ones_are_those_of_all_pairs_whatever_the_block(monkeypatch, block):
+    monkeypatch.setattr(analysis, "BLOCK", block)
+    deltas, _ = planted()
+    deltas[3] = deltas[11] = 0  # similar to nothing
+    found, cosines = analysis.near(analysis.directions(deltas), 4)
+    expected = analysis.similarity(deltas)
+    np.testing.assert_array_equal(found, analysis.nearest(expected, 4))
+    np.testing.assert_allclose(cosines, np.take_along_axis(expected, found, axis=1), atol=1e-12)
+    search = NearestNeighbors(n_neighbors=2, metric="cosine", algorithm="brute").fit(deltas[12:])
+    np.testing.assert_array_equal(
+        analysis.near(analysis.directions(deltas[12:]), 1)[0][:, 0], search.kneighbors(deltas[12:])[1][:, 1]
+    )
+
+
+def test_of_equally_near_ones_the_first_is_taken(monkeypatch):
+    monkeypatch.setattr(analysis, "BLOCK", 2)
+    assert analysis.near(np.eye(1, 3).repeat(4, axis=0), 2)[0].tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+    assert analysis.near(np.ones((1, 2)), 3)[0].shape == (1, 0) and analysis.near(np.ones((3, 2)), 0)[0].shape == (3, 0)
+
+
+def test_large_collections_never_have_all_pairs_in_memory(monkeypatch):
+    monkeypatch.setattr(analysis, "BLOCK", 100)
+    count = 3000
+    deltas, domains = RNG.normal(size=(count, 8)).astype(np.float32), [f"d{i % 20}" for i in range(count)]
+    tracemalloc.start()
+    try:
+        analysis.near(analysis.directions(deltas), 3)
+        analysis.pairs(deltas, domains)
+        analysis.silhouette(deltas, domains)
+        analysis.neighbour_overview(deltas, domains, domains)
+        assert tracemalloc.get_traced_memory()[1] < count**2 * 8 / 5
+    finally:
+        tracemalloc.stop()
+
+
+def test_mean_cosines_by_domain_are_those_of_all_pairs():
+    deltas, domains = planted(noise=1.0)
+    domains[:3] = ["unknown", "alone", "unknown"]
+    deltas[7] = 0
+    means, within, across = analysis.domain_means(deltas, domains)
+    cosines, labels = analysis.similarity(deltas), sorted(set(domains) - {"unknown"})
+    expected = {(one, other): [] for one in labels for other in labels}
+    for i, j in np.argwhere(~np.eye(18, dtype=bool)):
+        expected.get((domains[i], domains[j]), []).append(cosines[i, j])
+    assert list(means.index) == list(means.columns) == labels
+    for (one, other), values in expected.items():
+        assert means.loc[one, other] == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True, abs=1e-12)
+    inside = np.concatenate([values for (one, other), values in expected.items() if one == other])
+    outside = np.concatenate([values for (one, other), values in expected.items() if one != other])
+    assert (within, across) == pytest.approx((inside.mean(), outside.mean()), abs=1e-12)
+    assert np.isnan(analysis.domain_means(deltas, ["unknown"] * 18)[1:]).all()
+
+
+def test_pairs_of_many_are_a_sample_of_all_domains_and_the_means(monkeypatch):
+    deltas, domains = planted()
+    few = analysis.pairs(deltas, domains)
+    np.testing.assert_array_equal(few.cosines, analysis.similarity(deltas))
+    np.testing.assert_array_equal(few.order, analysis.cluster_order(few.cosines)[0])
+    assert few.means is None and list(few.shown) == list(range(18))
+    monkeypatch.setattr(analysis, "MANY", 17)
+    monkeypatch.setattr(analysis, "SHOWN", 7)
+    many = analysis.pairs(deltas, domains)
+    assert sorted(np.unique([domains[i] for i in many.shown], return_counts=True)[1]) == [2, 2, 3]
+    np.testing.assert_allclose(many.cosines, few.cosines[np.ix_(many.shown, many.shown)], atol=1e-12)
+    assert sorted(many.order) == list(range(7)) and many.within > many.across
+    assert len(analysis.pairs(deltas, ["unknown"] * 18).shown) == 7
+
+
+def test_of_many_adapters_a_row_is_a_domain(monkeypatch):
+    records = [record("cached", norm) | {"name": f"n{norm}", "domain": "a"} for norm in (1.0, 2.0, 6.0)]
+    records += [record("failed", reason="cut off") | {"name": "x", "domain": "b", "kind": "DoRA"}]
+    names = ["n1.0", "n2.0", "n6.0"]
+    trust = pd.DataFrame({"ratio": [5.0, 50.0, 500.0], "spread": 0.1, "flagged": [True, False, False]}, names)
+    pd.testing.assert_frame_equal(analysis.overview(records, trust), analysis.table(records, trust))
+    monkeypatch.setattr(analysis, "ROWS", 3)
+    rows = analysis.overview(records, trust)
+    assert list(rows.index) == ["a", "b"] and list(rows["adapters"]) == [3, 1] and list(rows["failed"]) == [0, 1]
+    assert rows.loc["a", "norm"] == "1.00 – 2.00 – 6.00" and rows.loc["b", "norm"] == "–"
+    assert rows.loc["a", "flagged"] == 1 and rows.loc["a", "beside noise, least"] == "5 ×"
+    assert list(rows["kinds"]) == ["LoRA", "DoRA"]
+
+
+def test_of_many_adapters_neighbours_are_counted_by_domain(monkeypatch):
+    deltas, domains = planted(noise=0.1)
+    names = [f"n{i}" for i in range(18)]
+    domains[0] = "b"  # it lies with a
+    pd.testing.assert_frame_equal(
+        analysis.neighbour_overview(deltas, names, domains), analysis.neighbour_table(deltas, names, domains)
+    )
+    monkeypatch.setattr(analysis, "ROWS", 17)
+    rows = analysis.neighbour_overview(deltas, names, domains)
+    nearest = analysis.nearest(analysis.similarity(deltas), 1)[:, 0]
+    for domain in "abc":
+        mine = [i for i in range(18) if domains[i] == domain]
+        share = np.mean([domains[nearest[i]] == domain for i in mine])
+        assert rows.loc[domain, "nearest is of the domain"] == f"{100 * share:.0f} %"
+        assert rows.loc[domain, "by chance"] == f"{100 * (len(mine) - 1) / 17:.0f} %"
+    assert rows.loc["b", "else most often of"] == "a (1)" and rows.loc["c", "else most often of"] == "–"
+
+
+def test_of_very_many_failures_the_first_are_listed(monkeypatch):
+    monkeypatch.setattr(analysis, "FAILURES", 2)
+    lines = analysis.failure_text([record("failed", reason="cut off")] * 5).splitlines()
+    assert len(lines) == 3 and lines[0].endswith("cut off") and lines[-1].startswith("… and 3 more")
+
+
+def test_tsne_of_many_keeps_planted_clusters_and_repeats(monkeypatch):
+    monkeypatch.setattr(analysis, "MANY", 100)
+    deltas, domains = planted(per_domain=40, noise=0.3, size=80)
+    points = analysis.tsne(deltas * RNG.uniform(0.1, 10, size=(120, 1)))  # lengths do not count
+    assert points.shape == (120, 2)
+    nearest = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points, return_distance=False)[:, 1]
+    assert np.mean([domains[i] == domains[j] for i, j in enumerate(nearest)]) > 0.95
+    np.testing.assert_array_equal(analysis.tsne(deltas), analysis.tsne(deltas))
+    assert np.isfinite(analysis.tsne(np.ones((101, 5), np.float32))).all()

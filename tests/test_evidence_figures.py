@@ -74,3 +74,11 @@ def test_nothing_to_show_is_a_sentence():
         evidence_figures.probe_counts(tuning.by_probe_count(alone)),
     ):
         assert len(figure.axes[0].texts) == 1 and not figure.axes[0].axison
+
+
+def test_shuffled_labellings_that_are_all_alike_have_a_bar_that_can_be_seen():
+    shuffled = -0.02 + 1e-6 * np.arange(99)
+    figure = evidence_figures.chance(evidence.Chance(0.5, 0.01, (0.49, 0.51), shuffled, 1.0, 0.1, 0.01))
+    figure.canvas.draw()
+    [axis] = figure.axes
+    assert min(bar.get_width() for bar in axis.containers[0]) * 200 > np.ptp(axis.get_xlim())

@@ -278,3 +278,25 @@ def test_long_names_are_cut_at_the_edge_and_whole_under_the_pointer(found):
     assert all(len(text) == 24 and text.startswith("a-rather") for text in shown)
     assert list(ticks.tickvals) == list(explorer.figure.data[4].y) and set(ticks.tickvals) == set(names)
     assert {text[-8:] for text in shown} == {name[-8:] for name in names}
+
+
+def test_of_very_many_adapters_only_a_click_says_which_are_near(found, monkeypatch):
+    monkeypatch.setattr("llgbm_nb.maps.WEBGL", 12)
+    explorer = explore(found)
+    texts = [text for trace in explorer.figure.data[:3] for text in trace.text]
+    assert len(texts) == 12 and not any("nearest" in text for text in texts)
+    assert {trace.type for trace in explorer.figure.data[:4]} == {"scattergl"}
+    explorer.select(6)
+    cosines = analysis.similarity(found.deltas())
+    nearest = sorted(set(range(12)) - {6}, key=lambda other: -cosines[6, other])[:10]
+    assert re.findall(r"<td>(n\d+)</td>", explorer.nearest.value) == [f"n{i}" for i in nearest]
+
+
+def test_a_zero_delta_is_similar_to_itself_alone_on_the_heatmap(found):
+    from dataclasses import replace
+
+    differences = found.differences.copy()
+    differences[4] = 0
+    explorer = explore(replace(found, differences=differences))
+    row = list(explorer.figure.data[4].y).index("n4")
+    np.testing.assert_array_equal(explorer.figure.data[4].z[row], np.arange(12) == row)

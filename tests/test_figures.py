@@ -98,3 +98,75 @@ def test_bars_and_points_have_their_domains_colour_however_many_there_are(count)
             wanted = np.array(plt.matplotlib.colors.to_rgb(colour)) * 255
             share = (abs(pixels - wanted).max(axis=-1) < 40).mean()
             assert share > 1e-4 * (20 if name == "bars" else 1), (name, colour, share)
+
+
+# -- large collections -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """A collection of thirty domains that counts as very large."""
+    for module in (analysis, figures):
+        monkeypatch.setattr(module, "MANY", 100)
+    monkeypatch.setattr(figures, "MAP_LABELS", 100)
+    monkeypatch.setattr(analysis, "SHOWN", 70)
+    domains = [f"domain-{i % 30:02d}" if i % 50 else "unknown" for i in range(240)]
+    centres = np.eye(32)[np.arange(240) % 30]
+    return (centres + 0.3 * RNG.normal(size=(240, 32))).astype(np.float32), [f"a{i}" for i in range(240)], domains
+
+
+def test_every_pair_of_many_is_their_means_and_some_of_them(many, tmp_path):
+    deltas, names, domains = many
+    figure = figures.save(figures.every_pair(analysis.pairs(deltas, domains), names, domains), tmp_path, "similarity")
+    _, within, across = analysis.domain_means(deltas, domains)
+    assert figure.get_suptitle() == f"Cosine within a domain {within:.2f}, across domains {across:.2f}"
+    above, below = figure.subfigs
+    assert above.get_suptitle() == "All 240 adapters, by domain"
+    assert below.get_suptitle() == "70 of the 240 adapters, of every domain alike"
+    labels = [label.get_text() for label in above.axes[1].get_yticklabels()]
+    assert sorted(labels) == sorted(set(domains) - {"unknown"})
+    means = analysis.domain_means(deltas, domains)[0].loc[labels, labels]
+    np.testing.assert_allclose(above.axes[1].images[0].get_array(), means)
+    assert max(len(axis.images[0].get_array()) for axis in below.axes if axis.images) == 70
+
+
+def test_of_few_every_pair_is_the_heatmap_of_all():
+    deltas, names, domains = collection(9, ["a", "b", "c"] * 3)
+    cosines = analysis.similarity(deltas)
+    one = figures.every_pair(analysis.pairs(deltas, domains), names, domains)
+    other = figures.similarity_heatmap(cosines, *analysis.cluster_order(cosines), names, domains)
+    for figure in (one, other):
+        figure.canvas.draw()
+    np.testing.assert_array_equal(one.canvas.buffer_rgba(), other.canvas.buffer_rgba())
+
+
+def test_a_map_of_many_has_the_domains_names_and_all_of_them_in_its_legend(many):
+    deltas, names, domains = many
+    figure = figures.tsne_map(analysis.tsne(deltas), names, domains, analysis.silhouette(deltas, domains))
+    figure.draw_without_rendering()
+    [axis] = figure.axes
+    assert 10 < len(axis.texts) <= 30 and {text.get_text() for text in axis.texts} <= set(domains) - {"unknown"}
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    assert {text.get_text() for text in axis.get_legend().get_texts()} == set(domains)
+    assert axis.get_legend().get_window_extent().height < figure.bbox.height
+
+
+def test_of_very_many_domains_the_legend_has_the_largest(many):
+    deltas, names, _ = many
+    domains = [f"d{i % 80}" if i % 3 else "large" for i in range(240)]
+    figure = figures.projection_map(deltas[:, :2], names, domains, analysis.silhouette(deltas, domains), ("x", "y"))
+    legend = figure.axes[0].get_legend()
+    assert len(legend.get_texts()) == figures.KEYS and "large" in {text.get_text() for text in legend.get_texts()}
+    assert legend.get_title().get_text() == f"the 40 largest of {len(set(domains))} domains"
+
+
+def test_silhouettes_of_many_are_one_outline_per_domain(many):
+    deltas, names, domains = many
+    score = analysis.silhouette(deltas, domains)
+    figure = figures.silhouette_bars(score, names, domains)
+    figure.canvas.draw()
+    [axis] = figure.axes
+    assert len(axis.patches) == 0 and len(axis.collections) == 30
+    reach = max(path.vertices[:, 0].max() for area in axis.collections for path in area.get_paths())
+    assert reach == pytest.approx(np.nanmax(score.samples))

@@ -141,6 +141,17 @@ def test_with_very_many_points_the_slider_has_fewer_layers_and_still_the_last(ru
     assert figure.layout.title.text.startswith("Layer 3")
 
 
+def test_of_many_adapters_the_page_has_a_row_per_domain_and_some_failures(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "ROWS", 4)
+    monkeypatch.setattr(analysis, "ROWS", 4)
+    records = run.records + [run.records[-1] | {"name": f"x{i}", "status": "failed", "reason": "no"} for i in range(6)]
+    text = write(replace(run, records=records), tmp_path)
+    assert "5 adapters, by domain; deltas.csv has each of them." in text and "… and 3 more: see summary.json." in text
+    after = text.split("<h2>All adapters</h2>")[1]
+    assert all(f"<td>{domain}</td>" in after for domain in set(run.delta_set.domains))
+    assert not any(f"<td>{name}</td>" in after for name in run.delta_set.names)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_small_collections_have_a_page(run, tmp_path, count):
     text = write(replace(run, delta_set=run.delta_set.subset(range(count))), tmp_path)

@@ -105,6 +105,28 @@ def test_nearest_at_another_layer_and_of_all(run):
     assert len(table) == 5 and table.set_index("neighbour").loc["b", "cosine"] == pytest.approx(cos(a, b), abs=1e-5)
 
 
+def test_an_index_answers_again_and_again_and_for_any_delta(run, monkeypatch):
+    index = uses.Index(run.delta_set, layer=1)
+    monkeypatch.setattr(type(run.delta_set), "deltas", None)  # nothing is read any more
+    names, deltas = run.delta_set.names, run.delta_set.differences_at(1).mean(axis=1)
+    for i, name in enumerate(names):
+        cosines = [cos(deltas[i], other) for other in deltas]
+        expected = sorted(set(range(len(names))) - {i}, key=lambda j: -cosines[j])[:3]
+        found = index.nearest(name, k=3)
+        assert list(found["neighbour"]) == [names[j] for j in expected] and found.index.name == f"near {name}"
+        alike = index.nearest_of(7 * deltas[i], k=4)
+        assert list(alike["neighbour"]) == [name, *found["neighbour"]] and alike["cosine"][1] == pytest.approx(1)
+
+
+def test_of_very_many_near_duplicates_some_are_listed(run, monkeypatch):
+    every = uses.near_duplicates(run.delta_set, threshold=-1.0)
+    assert len(every) == 15 and not every.attrs["more"]
+    monkeypatch.setattr(uses, "PAIRS", 4)
+    some = uses.near_duplicates(run.delta_set, threshold=-1.0)
+    assert len(some) == 4 and some.attrs["more"]
+    assert len(uses.near_duplicates(run.delta_set, fingerprints=["one"] * 6)) == 4
+
+
 def test_an_unknown_name_is_told_with_close_ones(run):
     with pytest.raises(InputError, match="called 'dorra'; did you mean dora"):
         uses.nearest_to(run.delta_set, "dorra")
@@ -476,3 +498,13 @@ def test_nothing_to_show_is_a_sentence(run, loaded):
         use_figures.merge_map(uses.merge_or_reason(alone, loaded, ["a"])),
     ):
         assert len(figure.axes[0].texts) == 1 and not figure.axes[0].axison
+
+
+def test_of_many_adapters_each_domain_has_one_point_for_a_query(run, monkeypatch):
+    queries, domains = {"one-a": folder_of(run, "a")}, run.delta_set.domains
+    monkeypatch.setattr(use_figures, "MANY", 3)
+    cosines = uses.query_cosines(run, queries)
+    figure = use_figures.query_cosines(cosines, domains, {"one-a": "one"})
+    points = [offsets[:, 0] for offsets in (c.get_offsets() for c in figure.axes[0].collections[:-1])]
+    expected = [[cosines.iloc[0, [i for i, d in enumerate(domains) if d == domain]].max()] for domain in ("one", "two")]
+    np.testing.assert_allclose(points, expected)
