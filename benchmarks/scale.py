@@ -27,6 +27,7 @@ HIDDEN, LAYERS, RANK = 64, 4, 4
 SHARED, OWN = 0.05, 0.025  # standard deviations of A's and B's entries: the domain's, and the adapter's own
 STAGES = {
     "deltas": "deltas, one process",
+    "workers": "deltas, two workers of one thread each",
     "cached": "all deltas from the cache",
     "similarity": "order of the heatmap, near ones, near-duplicates",
     "scores": "silhouettes of all layers, chance, reliability, rounding",
@@ -85,10 +86,11 @@ def make_adapters(zoo: Path, count: int, base: Path) -> None:
 # -- stages ------------------------------------------------------------------------------------------------------------
 
 
-def run_of(folder: Path):
+def run_of(folder: Path, cache: str = "deltas", **options):
     from llgbm_nb import compute_deltas, create_probes
 
-    return compute_deltas(folder / "zoo", create_probes(), base_model=str(folder / "base"), cache_dir=folder / "deltas")
+    options |= dict(base_model=str(folder / "base"), cache_dir=folder / cache)
+    return compute_deltas(folder / "zoo", create_probes(), **options)
 
 
 def deltas(folder: Path) -> dict:
@@ -100,6 +102,22 @@ def deltas(folder: Path) -> dict:
     run = run_of(folder)
     assert run.count("computed") == len(run.records), run.records[0]
     return {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads()}
+
+
+def workers(folder: Path) -> dict:
+    """Into a cache of their own; the workers' own memory is not in the peak, which is this process's."""
+    import torch
+
+    import llgbm_nb.scaleout
+
+    torch.set_num_threads(1)
+    with llgbm_nb.scaleout.local_cluster(2) as cluster, llgbm_nb.scaleout.distributed.Client(cluster) as client:
+        client.submit(__import__, "llgbm_nb").result()  # imports are no part of the time
+        start = time.perf_counter()
+        run = run_of(folder, "deltas of workers", client=client)
+        seconds = time.perf_counter() - start
+    assert run.count("computed") == len(run.records), run.records[0]
+    return {"seconds": seconds}
 
 
 def cached(folder: Path) -> dict:
