@@ -6,15 +6,17 @@ Needs Debian's package chromium (or CHROMIUM=/path/to/it); skipped where there i
 import html
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 from lab import CHROMIUM, PLOT, SECOND, chromium, jupyterlab, opened
+from test_analysis import delta_set
 from test_page import findings_of
 
-from llgbm_nb import analysis, compute_deltas, create_probes
+from llgbm_nb import analysis, compute_deltas, create_probes, maps
 from llgbm_nb.page import write_page
 from llgbm_nb.paths import ROOT
 from llgbm_nb.report import to_html
@@ -195,6 +197,26 @@ def test_the_reports_map_without_a_network_or_a_kernel(report, run, offline):
     page.mouse.move(*after, steps=6)
     page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('math-3')")
     assert complaints == []
+
+
+def test_the_map_of_thousands_of_adapters_is_drawn_by_webgl(run, offline, tmp_path):
+    page, complaints = offline
+    domains = [f"domain {i % 25}" for i in range(maps.WEBGL)]
+    random, centres = np.random.default_rng(0), np.eye(25, 30)[np.arange(maps.WEBGL) % 25]
+    differences = (centres[:, None, None] + 0.3 * random.normal(size=(maps.WEBGL, 2, 3, 30))).astype(np.float32)
+    many = replace(run, delta_set=delta_set(differences, domains))
+    write_page(many, findings_of(many), tmp_path)
+    assert (tmp_path / "index.html").stat().st_size < 20e6
+    page.goto((tmp_path / "index.html").as_uri())
+    page.wait_for_selector("#map[data-ready]", timeout=60 * SECOND)
+    assert page.evaluate("() => document.querySelector('#map')._fullData[0].type") == "scattergl"
+    page.locator("#map").scroll_into_view_if_needed()
+    page.mouse.move(*pixel(page, "#map", "n777"), steps=6)
+    page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('nearest (cosine)')")
+    rail = page.locator("#map .slider-rail-touch-rect").bounding_box()
+    page.mouse.click(rail["x"] + rail["width"] / 2, rail["y"] + rail["height"] / 2)
+    page.wait_for_function("() => document.querySelector('#map .gtitle').textContent.startsWith('Layer 1:')")
+    assert [line for line in complaints if "GPU stall" not in line] == []  # there is no GPU
 
 
 def test_every_page_opens_without_a_network(report, offline):
