@@ -101,6 +101,7 @@ def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
         template="none", height=640, autosize=True, hovermode="closest", margin=dict(l=60, r=20, t=40, b=20),
         title=dict(x=0, xref="paper", font_size=14), legend=dict(
             x=1.01, y=0.75, yanchor="top", itemclick=False, itemdoubleclick=False,
+            itemsizing="constant" if len(found) >= maps.WEBGL else "trace",
         ),
         xaxis=dict(showticklabels=False, showline=True, **grid),
         yaxis=dict(showticklabels=False, showline=True, domain=[0, 0.78], **grid),

@@ -68,7 +68,7 @@ def query_cosines(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
     for label, query in zip(axis.get_yticklabels(), cosines.index, strict=True):
         label.set_color(styles[truths[query]][0])
     axis.tick_params(axis="y", length=0)
-    adapter = "each domain's nearest adapter's" if len(domains) > MANY else "the adapter's"
+    adapter = "each domain's nearest\nadapter's" if len(domains) > MANY else "the adapter's"
     axis.set(xlabel=f"cosine of the query's delta and {adapter} (ring: the nearest)")
     domain_key(axis, domains, title="adapter's domain")
     known = [query for query in cosines.index if truths[query] in set(domains) - {UNKNOWN}]
