@@ -105,7 +105,10 @@ def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
         ),
         xaxis=dict(showticklabels=False, showline=True, **grid),
         yaxis=dict(showticklabels=False, showline=True, domain=[0, 0.78], **grid),
-        xaxis2=dict(anchor="y2", range=[min(numbers), max(numbers)], title_text="layer", title_standoff=2, **grid),
+        xaxis2=dict(
+            anchor="y2", range=[min(numbers), max(numbers)], title_text="layer", title_standoff=2,
+            dtick=1 if max(numbers) - min(numbers) < 10 else None, **grid,
+        ),  # fmt: skip
         yaxis2=dict(anchor="x2", domain=[0.9, 1], title_text="silhouette", nticks=4, **grid),
         sliders=[dict(active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="layer "), pad=dict(t=40),
                       transition=dict(duration=0))],
