@@ -102,7 +102,7 @@ def _device(value):
 
 
 def _cluster(value):
-    if _text(value) and not re.fullmatch(r"local:[1-9]\d*|(\w+://)?[^\s:/]+:\d+", value):
+    if _text(value) and not re.fullmatch(r"local:[1-9]\d*|(?!local:)(\w+://)?[^\s:/]+:\d+", value):
         raise InputError("it must be empty, local:N for N workers here, or a scheduler's address (tcp://host:8786)")
     return value
 

@@ -84,3 +84,14 @@ def test_a_device_that_is_not_there_is_told_before_anything_runs(device, monkeyp
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(InputError, match=f"device.*this machine has no {device}"):
         check({"device": device})
+
+
+@pytest.mark.parametrize("cluster", ["", "local:2", "tcp://10.0.0.1:8786", "tls://head.cluster:8786", "head:8786"])
+def test_clusters(cluster):
+    assert check({"cluster": cluster}).cluster == cluster
+
+
+@pytest.mark.parametrize("cluster", ["local", "local:0", "local:two", "local:-1", "tcp://head", "8786", "a b:1", 2])
+def test_what_is_no_cluster_is_one_sentence(cluster):
+    with pytest.raises(InputError, match=r"^cluster is .*; it must be"):
+        check({"cluster": cluster})
