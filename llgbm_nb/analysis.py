@@ -4,6 +4,7 @@ Adapters are compared by the cosine of their deltas, as in the Delta Activations
 similar there is the direction in which behaviour moved. Adapters of the domain "unknown" are left out of every score.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,7 +148,8 @@ def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     The perplexity is 30, or a third of the other adapters where there are fewer than 91. Of more than MANY adapters, as
     advised by Kobak and Berens (2019, doi 10.1038/s41467-019-13056-x), it starts from the first two principal
     components, and takes the distances from the first 50: those of all pairs are never there at once. Between rows of
-    length 1, the squared Euclidean distance is twice the cosine distance.
+    length 1, the squared Euclidean distance is twice the cosine distance. With openTSNE installed (the extra `large`),
+    that draws these maps: the time per adapter does not grow then.
     """
     count = len(deltas)
     if count < 4:
@@ -158,6 +160,11 @@ def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     rows = directions(deltas).astype(np.float32)
     rows = PCA(min(COMPONENTS, *rows.shape), random_state=seed).fit_transform(rows)
     init = "pca" if np.ptp(rows, axis=0).any() else "random"
+    with contextlib.suppress(ImportError):
+        import openTSNE
+
+        settings = dict(initialization=init, perplexity=perplexity, n_jobs=-1, random_state=seed)
+        return np.asarray(openTSNE.TSNE(**settings).fit(rows), np.float32)
     return TSNE(init=init, perplexity=perplexity, random_state=seed).fit_transform(rows)
 
 

@@ -1,11 +1,13 @@
+import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_samples
+from sklearn.metrics import silhouette_samples, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from llgbm_nb import analysis
@@ -352,3 +354,34 @@ def test_tsne_of_many_keeps_planted_clusters_and_repeats(monkeypatch):
     assert np.mean([domains[i] == domains[j] for i, j in enumerate(nearest)]) > 0.95
     np.testing.assert_array_equal(analysis.tsne(deltas), analysis.tsne(deltas))
     assert np.isfinite(analysis.tsne(np.ones((101, 5), np.float32))).all()
+
+
+def test_maps_of_many_are_drawn_by_opentsne_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(analysis, "MANY", 20)
+    deltas, asked = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32), {}
+
+    class Stub:
+        def __init__(self, **settings):
+            asked.update(settings)
+
+        def fit(self, rows):
+            return rows[:, :2] + 1
+
+    monkeypatch.setitem(sys.modules, "openTSNE", SimpleNamespace(TSNE=Stub))
+    points = analysis.tsne(deltas, seed=7)
+    assert points.shape == (30, 2) and asked["random_state"] == 7 and asked["perplexity"] == pytest.approx(29 / 3)
+    monkeypatch.setitem(sys.modules, "openTSNE", None)  # not installed
+    other = analysis.tsne(deltas, seed=7)
+    assert other.shape == (30, 2) and not np.allclose(points, other)
+    few = deltas[:20]
+    np.testing.assert_array_equal(analysis.tsne(few), analysis.tsne(few))  # scikit-learn's, whatever is installed
+
+
+def test_opentsnes_own_map_keeps_clusters_apart(monkeypatch):
+    pytest.importorskip("openTSNE")
+    monkeypatch.setattr(analysis, "MANY", 50)
+    random = np.random.default_rng(0)
+    own = np.repeat(np.arange(3), 40)
+    deltas = (10 * np.eye(3, 8)[own] + random.normal(size=(120, 8))).astype(np.float32)
+    points = analysis.tsne(deltas)
+    assert points.shape == (120, 2) and silhouette_score(points, own) > 0.6

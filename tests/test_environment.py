@@ -9,6 +9,7 @@ from llgbm_nb.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED = {*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]}
+EXTRAS = {name for extra in PROJECT["optional-dependencies"].values() for name in extra}
 
 
 def test_environment_yml_is_in_step():
@@ -21,7 +22,7 @@ def test_environment_yml_is_in_step():
 def test_constraints_pin_every_dependency_exactly():
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
     names = {name.lower().replace("_", "-") for name in pins}
-    assert {name.lower().replace("_", "-") for name in DECLARED} <= names
+    assert {name.lower().replace("_", "-") for name in DECLARED | EXTRAS} <= names
     assert pins["torch"] == "2.13.0"
 
 
@@ -34,4 +35,4 @@ def test_every_import_is_declared():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"IPython"}  # IPython comes with jupyterlab
-    assert {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in third_party} <= DECLARED
+    assert {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in third_party} <= DECLARED | EXTRAS
