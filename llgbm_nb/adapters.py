@@ -135,6 +135,11 @@ class Adapter:
         return tensors
 
 
+def is_lora(kind: str) -> bool:
+    """Whether an `Adapter.kind` is LoRA without magnitudes: most of these are plain, and share passes."""
+    return kind.startswith(("LoRA", "rsLoRA"))
+
+
 def is_checkpoint(files: set[str]) -> bool:
     """Whether a folder with these files is a full checkpoint, and no adapter."""
     adapter = CONFIG in files or any(name in files for name in WEIGHTS)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-from .adapters import Adapter
+from .adapters import Adapter, is_lora
 
 SLOWER = 4  # times as long as plain LoRA takes what PEFT loads, until one has been measured (3.6 on the demo base)
 
@@ -79,14 +79,14 @@ class TimeLeft:
     """
 
     def __init__(self, adapters: Iterable[Adapter], clock: Callable[[], float] = time.monotonic):
-        self._clock, self._left = clock, Counter(_plain(adapter.kind) for adapter in adapters)
+        self._clock, self._left = clock, Counter(is_lora(adapter.kind) for adapter in adapters)
         self._each: dict[bool, float] = {}  # seconds of an adapter, by kind
         self._done, self._took = Counter(), Counter()  # adapters of finished groups and their seconds, by kind
         self._group, self._last = None, 0.0  # kind, adapters and seconds of the group that is arriving; and when it was
 
     def add(self, record: dict) -> float | None:
         """Take note of one of `compute_deltas`' records. The seconds left; None if nothing has been measured yet."""
-        kind = _plain(record["kind"])
+        kind = is_lora(record["kind"])
         self._left[kind] -= 1
         if record["status"] == "computed":
             self._arrived(kind, record["seconds"], self._clock())
@@ -113,7 +113,3 @@ class TimeLeft:
             self._done[kind] += adapters
             self._took[kind] += adapters * seconds if took is None else took
             self._each[kind] = self._took[kind] / self._done[kind]
-
-
-def _plain(kind: str) -> bool:
-    return kind.startswith(("LoRA", "rsLoRA"))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .activations import base_fingerprint, difference_dtype, first_sentence, load_base
-from .adapters import Adapter
+from .adapters import Adapter, is_lora
 from .engine import Engine, Measured, hand_back_memory
 from .errors import InputError
 
@@ -149,7 +149,7 @@ class Workers:
 
 def _groups(adapters: list[Adapter], workers: int) -> list[list[Adapter]]:
     """Adapters of a kind together, as they share passes; those for PEFT last, as the twin is dropped for them."""
-    order = sorted(adapters, key=lambda adapter: (not adapter.kind.startswith(("LoRA", "rsLoRA")), adapter.kind))
+    order = sorted(adapters, key=lambda adapter: (not is_lora(adapter.kind), adapter.kind))
     size = max(1, min(GROUP, len(order) // max(1, 2 * workers)))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -202,8 +202,8 @@ class _Base(distributed.WorkerPlugin):
         with contextlib.suppress(_NoBase):  # the first group says it
             await asyncio.to_thread(_warm, self._job, worker.name)  # it may take minutes; heartbeats go on
 
-    def teardown(self, worker) -> None:
-        _let_go()
+    async def teardown(self, worker) -> None:
+        await asyncio.to_thread(_let_go)  # it waits for a group that is being measured, of a run that was stopped
 
 
 def _warm(job: Job, name) -> None:

@@ -30,7 +30,7 @@ from .activations import (
     quiet_transformers,
     tokenize,
 )
-from .adapters import CONFIG, UNKNOWN, Adapter
+from .adapters import CONFIG, UNKNOWN, Adapter, is_lora
 from .analysis import centered, directions
 from .deltas import DeltaRun, DeltaSet, compute_deltas, mean_over_probes
 from .errors import InputError
@@ -336,7 +336,7 @@ def _agreement(measured: np.ndarray, predicted: np.ndarray) -> tuple[float, floa
 
 def _plain_lora(found: DeltaSet, number: int) -> bool:
     """Whether an adapter is LoRA and nothing else: only then is a sum of changes what PEFT makes of several."""
-    if not found.kinds[number].startswith(("LoRA", "rsLoRA")):  # without a look at its files
+    if not is_lora(found.kinds[number]):  # without a look at its files
         return False
     try:
         return is_plain(read_config(found.adapters[number]))
