@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from llgbm_nb import deltas
-from llgbm_nb.adapters import find_adapters
-from llgbm_nb.cache import open_cache
-from llgbm_nb.deltas import compute_deltas, mean_over_probes
-from llgbm_nb.demo import DEMO_BASE
+from llgbm_nb.cache.delta_cache import open_cache
+from llgbm_nb.collection.find import find_adapters
+from llgbm_nb.delta_set import mean_over_probes
+from llgbm_nb.deltas import compute_deltas
+from llgbm_nb.forward.demo_base import DEMO_BASE
 
 SHAPE, PROBES = (5, 31, 576), ["a", "b", "c", "d", "e"]
 WINDOW = 100  # saves whose mean time is shown

@@ -36,12 +36,14 @@ from torch.profiler import ProfilerActivity
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from llgbm_nb import create_generic_probes
-from llgbm_nb.activations import body_of, last_token_states, load_base, load_tokenizer, quiet_transformers, tokenize
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.demo import DEMO_BASE
-from llgbm_nb.engine import STACKED, TOKENS_AT_ONCE, Engine
-from llgbm_nb.lora import LoraReader, product, put_on
-from llgbm_nb.peft_adapter import read_config
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.forward.base import body_of, load_base, load_tokenizer, quiet_transformers
+from llgbm_nb.forward.demo_base import DEMO_BASE
+from llgbm_nb.forward.engine import STACKED, TOKENS_AT_ONCE, Engine
+from llgbm_nb.forward.lora import LoraReader
+from llgbm_nb.forward.peft_route import read_config
+from llgbm_nb.forward.states import last_token_states, tokenize
+from llgbm_nb.forward.twin import product, put_on
 
 PROBES, MAX_LENGTH, DTYPES = create_generic_probes(), 256, ("float32", "bfloat16")
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -16,10 +16,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from llgbm_nb.activations import BaseModel, load_base, load_tokenizer, quiet_transformers, tokenize
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.demo import DEMO_BASE
-from llgbm_nb.engine import Engine
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.forward.base import BaseModel, load_base, load_tokenizer, quiet_transformers
+from llgbm_nb.forward.demo_base import DEMO_BASE
+from llgbm_nb.forward.engine import Engine
+from llgbm_nb.forward.states import tokenize
 
 STD = {"demo": 0.02, "qwen": 0.004}  # of B, so that deltas are some 15 % of the base's norm
 SCALES = (1, 1, 0.02)  # of B, for each adapter

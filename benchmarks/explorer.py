@@ -14,8 +14,8 @@ from pathlib import Path
 import nbformat
 import numpy as np
 
-from llgbm_nb.deltas import DeltaSet
-from llgbm_nb.paths import ROOT
+from llgbm_nb.delta_set import DeltaSet
+from llgbm_nb.files import ROOT
 
 sys.path.append(str(ROOT / "tests"))
 CHANGES = 10
@@ -42,7 +42,7 @@ def made_up(count: int, domains=("code", "law", "math", "medicine")) -> DeltaSet
 
 def in_the_kernel(count: int) -> list[float]:
     """Medians of what a change of layer and a change of probes take in Python."""
-    from llgbm_nb.explorer import explore
+    from llgbm_nb.figures.explorer import explore
 
     explorer, times = explore(made_up(count)), [[], []]
     for change in range(CHANGES):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llgbm_nb import compute_deltas, create_probes
-from llgbm_nb.paths import ROOT
+from llgbm_nb.files import ROOT
 
 
 def run(number: int, folder: Path, seconds: int) -> float | None:

@@ -16,9 +16,9 @@ from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from llgbm_nb import compute_deltas, create_generic_probes, find_adapter_paths
-from llgbm_nb.activations import base_folder
-from llgbm_nb.demo import DEMO_BASE
-from llgbm_nb.paths import ROOT
+from llgbm_nb.files import ROOT
+from llgbm_nb.forward.base import base_folder
+from llgbm_nb.forward.demo_base import DEMO_BASE
 
 EARLY = 50
 KINDS = {

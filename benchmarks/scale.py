@@ -106,13 +106,12 @@ def deltas(folder: Path) -> dict:
 
 def workers(folder: Path) -> dict:
     """Into a cache of their own; the workers' own memory is not in the peak, which is this process's."""
+    import llgbm_nb.forward.dask_workers
     import torch
 
-    import llgbm_nb.scaleout
-
     torch.set_num_threads(1)
-    with llgbm_nb.scaleout.local_cluster(2) as cluster, llgbm_nb.scaleout.distributed.Client(cluster) as client:
-        client.run(lambda: bool(__import__("llgbm_nb.scaleout")))  # imports are no part of the time
+    with llgbm_nb.forward.dask_workers.local_cluster(2) as cluster, llgbm_nb.forward.dask_workers.distributed.Client(cluster) as client:
+        client.run(lambda: bool(__import__("llgbm_nb.forward.dask_workers")))  # imports are no part of the time
         start = time.perf_counter()
         run = run_of(folder, "deltas of workers", client=client)
         seconds = time.perf_counter() - start
@@ -147,7 +146,8 @@ def similarity(folder: Path) -> dict:
 
 
 def scores(folder: Path) -> dict:
-    from llgbm_nb import analysis, evidence, precision
+    from llgbm_nb import analysis, evidence
+    from llgbm_nb.evidence import rounding
 
     run = run_of(folder)
     found, start = run.delta_set, time.perf_counter()
@@ -155,8 +155,8 @@ def scores(folder: Path) -> dict:
     for center in (False, True):
         analysis.silhouette_by_layer(found, center=center)
         evidence.reliability(found.differences_at(-1), center=center)
-    evidence.chance(found.deltas(), found.domains)
-    precision.trust(run)
+    evidence.permutation_test(found.deltas(), found.domains)
+    rounding.trust(run)
     return {"seconds": time.perf_counter() - start, "silhouette": score.score}
 
 
@@ -173,7 +173,7 @@ def notebook(name: str, folder: Path) -> dict:
     """A notebook as `make report` runs it, and the sizes of what it leaves."""
     import papermill
 
-    from llgbm_nb import report
+    from llgbm_nb.report import run
 
     [file] = (ROOT / "notebooks").glob(f"{name}_*.ipynb")
     out = folder / "report"
@@ -188,8 +188,8 @@ def notebook(name: str, folder: Path) -> dict:
         str(file), str(out / file.name), {key: value for key, value in values.items() if key in known},
         kernel_name="python3", cwd=str(file.parent), progress_bar=False,
     )  # fmt: skip
-    report.strip_widgets(out / file.name)
-    report.to_html(out / file.name)
+    run.strip_widgets(out / file.name)
+    run.to_html(out / file.name)
     seconds = time.perf_counter() - start
     sizes = {page.stem: page.stat().st_size / 2**20 for page in sorted(out.glob("*.html"))}
     return {"seconds": seconds, "MiB": {key: size for key, size in sizes.items() if key in (file.stem, "index")}}

@@ -2,37 +2,19 @@
 
     Delta(M, B) = v(M) - v(B),  v = mean over the probes of the last layer's hidden state at the last token
 
-`compute_deltas` is the whole job in one call; `deltas.py` has the definition.
+`compute_deltas` is the whole job in one call; `deltas.py` has the definition. Names are loaded on first use.
 """
 
-from .adapters import find_adapter_paths, find_adapters
-from .cache import DeltaCache
-from .deltas import (
-    DeltaSet,
-    compute_adapter_delta,
-    compute_base,
-    compute_base_activation,
-    compute_deltas,
-    get_average_activation,
-)
-from .errors import InputError
-from .probes import create_domain_probes, create_generic_probes, create_mixed_probes, create_probes
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DeltaCache",
-    "DeltaSet",
-    "InputError",
-    "compute_adapter_delta",
-    "compute_base",
-    "compute_base_activation",
-    "compute_deltas",
-    "create_domain_probes",
-    "create_generic_probes",
-    "create_mixed_probes",
-    "create_probes",
-    "find_adapter_paths",
-    "find_adapters",
-    "get_average_activation",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "cache": ["DeltaCache"],
+    "collection": ["find_adapter_paths", "find_adapters"],
+    "delta_set": ["DeltaSet"],
+    "deltas": ["DeltaRun", "compute_base", "compute_deltas"],
+    "errors": ["InputError"],
+    "phase1": ["compute_adapter_delta", "compute_base_activation", "get_average_activation"],
+    "probes": ["create_domain_probes", "create_generic_probes", "create_mixed_probes", "create_probes"],
+})  # fmt: skip

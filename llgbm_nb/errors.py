@@ -7,3 +7,9 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of formatting a traceback.
         return [f"{type(self).__name__}: {self}"]
+
+
+def first_sentence(error: Exception) -> str:
+    """The first line of an error's message, ended with a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0][:300].rstrip(".:") + "."

@@ -12,6 +12,7 @@ from .errors import InputError
 
 _TASK, _INPUT = "Please provide a response.", "Input."
 
+
 _GENERIC_OPENINGS = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
     "The task described below requires a response that completes the request accurately.",
@@ -19,6 +20,7 @@ _GENERIC_OPENINGS = (
     "The following instruction outlines a task. Generate a response that meets the specified request.",
     "You are given an instruction and input. Write a response that completes the task as requested.",
 )
+
 
 _DOMAIN_PROBES = {
     "math": (
@@ -44,6 +46,7 @@ _DOMAIN_PROBES = {
         "What do people typically eat for breakfast?\nAnswer:",
     ),
 }
+
 
 PROBE_TYPES = ("generic", *_DOMAIN_PROBES, "mixed")
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import PROBES
 
-from llgbm_nb import acceptance, compute_deltas
+from llgbm_nb import compute_deltas
+from llgbm_nb.evidence import rounding, soundness
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def run(zoo, tmp_path):
 
 
 def results(run, sample=3):
-    table = acceptance.check_acceptance(run, sample)
+    table = soundness.check_acceptance(run, sample)
     return {name[0]: result for name, result in table["result"].items()}
 
 
@@ -46,7 +47,7 @@ def test_nothing_is_computed_anew_for_a_sample_of_zero(run):
 
 def test_the_sample_takes_new_variants_first(run):
     kinds = {kind.split()[0] for kind in run.delta_set.kinds}
-    picked = [run.delta_set.kinds[run.delta_set.paths.index(a.path)] for a in acceptance.pick_sample(run, 3)]
+    picked = [run.delta_set.kinds[run.delta_set.paths.index(a.path)] for a in rounding.pick_sample(run, 3)]
     assert {kind.split()[0] for kind in picked} == kinds == {"LoRA", "rsLoRA", "DoRA"}
 
 
@@ -76,36 +77,36 @@ def test_a_zero_delta_fails_the_fourth(run, zoo):
 
 
 def test_a_measurement_that_does_not_repeat_fails_the_fifth(run, monkeypatch):
-    from llgbm_nb import engine
+    from llgbm_nb.forward import engine
 
     real, rng = engine.last_token_states, np.random.default_rng(0)
     noise = lambda *a: real(*a) + np.float32(1e-6) * rng.normal(size=1).astype(np.float32)  # noqa: E731
     monkeypatch.setattr(engine, "last_token_states", noise)
-    assert acceptance._deterministic(run, acceptance.pick_sample(run, 1), [])[0] == "FAIL"
+    assert soundness._deterministic(run, rounding.pick_sample(run, 1), [])[0] == "FAIL"
 
 
 def test_memory_that_grows_fails_the_second(monkeypatch):
-    monkeypatch.setattr(acceptance, "memory_growth", lambda: 0.05)
-    assert acceptance._memory() == ("FAIL", "at most 5 % from adapter 20 to adapter 200 (small Qwen2, this process)")
+    monkeypatch.setattr(soundness, "memory_growth", lambda: 0.05)
+    assert soundness._memory() == ("FAIL", "at most 5 % from adapter 20 to adapter 200 (small Qwen2, this process)")
 
 
 def test_memory_growth_sees_that_adapters_are_kept(monkeypatch):
-    kept, real = [], acceptance.Adapter.read_tensors
+    kept, real = [], soundness.Adapter.read_tensors
 
     def read_and_keep(adapter):
         kept.append(real(adapter))
         return kept[-1]
 
-    monkeypatch.setattr(acceptance.Adapter, "read_tensors", read_and_keep)
-    assert acceptance.memory_growth() > 0.04
+    monkeypatch.setattr(soundness.Adapter, "read_tensors", read_and_keep)
+    assert soundness.memory_growth() > 0.04
 
 
 def test_a_check_that_cannot_be_made_is_a_failed_one(run, monkeypatch):
     def broken(run):
         raise OSError("no such luck\nmore")
 
-    monkeypatch.setattr(acceptance, "_norms", broken)
-    table = acceptance.check_acceptance(run, 0)
+    monkeypatch.setattr(soundness, "_norms", broken)
+    table = soundness.check_acceptance(run, 0)
     assert list(table.loc["4  norms are reasonable"]) == ["FAIL", "OSError: no such luck."]
 
 

@@ -4,9 +4,11 @@ import torch
 from conftest import PROBES, save_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llgbm_nb import InputError, activations, compute_base_activation, get_average_activation
-from llgbm_nb.activations import base_fingerprint, last_token_states, load_base, tokenize
-from llgbm_nb.reference import reference_activations
+from llgbm_nb import InputError, compute_base_activation, get_average_activation
+from llgbm_nb.evidence.reference import reference_activations
+from llgbm_nb.forward import base as activations
+from llgbm_nb.forward.base import base_fingerprint, load_base
+from llgbm_nb.forward.states import last_token_states, tokenize
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt2"])
@@ -145,6 +147,6 @@ def test_a_hub_id_is_read_from_the_hubs_cache(base, tmp_path, monkeypatch):
     shutil.copytree(base, repo / "snapshots" / commit)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
-    monkeypatch.setattr("llgbm_nb.activations.HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("llgbm_nb.forward.base.HUB_CACHE", str(tmp_path))
     assert base_fingerprint("org/tiny") == base_fingerprint(str(base))
     assert load_base("org/tiny").model.config.model_type == "qwen2"

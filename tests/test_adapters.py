@@ -8,8 +8,9 @@ from conftest import save_adapter
 from safetensors.torch import load_file, save_file
 
 from llgbm_nb import InputError, find_adapter_paths, find_adapters
-from llgbm_nb.adapters import Adapter, base_of, by_base, same_base
-from llgbm_nb.paths import ROOT
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.collection.bases import base_of, by_base, same_base
+from llgbm_nb.files import ROOT
 
 
 def put(root, *names, base="org/base"):

@@ -11,7 +11,7 @@ from sklearn.metrics import silhouette_samples, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from llgbm_nb import analysis
-from llgbm_nb.deltas import DeltaSet
+from llgbm_nb.delta_set import DeltaSet
 
 RNG = np.random.default_rng(0)
 

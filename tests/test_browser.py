@@ -16,10 +16,11 @@ from lab import CHROMIUM, PLOT, SECOND, chromium, jupyterlab, opened
 from test_analysis import delta_set
 from test_page import findings_of
 
-from llgbm_nb import analysis, compute_deltas, create_probes, maps
-from llgbm_nb.page import write_page
-from llgbm_nb.paths import ROOT
-from llgbm_nb.report import to_html
+from llgbm_nb import analysis, compute_deltas, create_probes
+from llgbm_nb.figures import view
+from llgbm_nb.files import ROOT
+from llgbm_nb.report.page import write_page
+from llgbm_nb.report.run import to_html
 
 pytestmark = [
     pytest.mark.slow,
@@ -201,9 +202,9 @@ def test_the_reports_map_without_a_network_or_a_kernel(report, run, offline):
 
 def test_the_map_of_thousands_of_adapters_is_drawn_by_webgl(run, offline, tmp_path):
     page, complaints = offline
-    domains = [f"domain {i % 25}" for i in range(maps.WEBGL)]
-    random, centres = np.random.default_rng(0), np.eye(25, 30)[np.arange(maps.WEBGL) % 25]
-    differences = (centres[:, None, None] + 0.3 * random.normal(size=(maps.WEBGL, 2, 3, 30))).astype(np.float32)
+    domains = [f"domain {i % 25}" for i in range(view.WEBGL)]
+    random, centres = np.random.default_rng(0), np.eye(25, 30)[np.arange(view.WEBGL) % 25]
+    differences = (centres[:, None, None] + 0.3 * random.normal(size=(view.WEBGL, 2, 3, 30))).astype(np.float32)
     many = replace(run, delta_set=delta_set(differences, domains))
     write_page(many, findings_of(many), tmp_path)
     assert (tmp_path / "index.html").stat().st_size < 20e6

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llgbm_nb import DeltaCache, InputError
-from llgbm_nb.cache import configuration, open_cache
+from llgbm_nb.cache.delta_cache import configuration, open_cache
 
 RNG = np.random.default_rng(0)
 CONFIG = dict(base_model="b", base_fingerprint="f", probe_type="generic", probes=["a"], max_length=256, dtype="float32")
@@ -261,9 +261,9 @@ def test_a_copy_shares_what_was_computed_and_keeps_the_first_entry(cache, adapte
 
 def test_files_that_nobody_touched_are_not_read_again(cache, adapter, monkeypatch):
     keep(cache, adapter)
-    monkeypatch.setattr("llgbm_nb.paths.SETTLED_NS", 0)
+    monkeypatch.setattr("llgbm_nb.files.SETTLED_NS", 0)
     assert cache.get_delta(adapter) is not None  # read, and remembered how the files look
-    monkeypatch.setattr("llgbm_nb.paths._file_digest", None)
+    monkeypatch.setattr("llgbm_nb.files._file_digest", None)
     assert DeltaCache(cache.cache_dir).get_delta(adapter) is not None
     os.utime(adapter / "adapter_model.safetensors")
     with pytest.raises(TypeError):  # would be read
@@ -360,7 +360,7 @@ def test_a_folder_that_cannot_be_written_still_serves(cache, adapter, monkeypatc
     def read_only(*arguments, **named):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
+    monkeypatch.setattr("llgbm_nb.cache.store.FileLock", read_only)
     np.testing.assert_array_equal(DeltaCache(cache.cache_dir).get_differences(adapter), states)
     with pytest.raises(InputError, match="cannot write .*Permission denied"):
         keep(cache, adapter)
@@ -398,8 +398,8 @@ def _id(path):
 
 def test_files_of_equal_size_and_times_are_told_apart(cache, adapter, monkeypatch):
     """Two adapters exchange their names: nothing of a file changes by that but the folder it lies in."""
-    monkeypatch.setattr("llgbm_nb.paths.SETTLED_NS", -(10**18))
-    monkeypatch.setattr("llgbm_nb.paths.os", SimpleNamespace(**vars(os) | {"stat": same_times}))
+    monkeypatch.setattr("llgbm_nb.files.SETTLED_NS", -(10**18))
+    monkeypatch.setattr("llgbm_nb.files.os", SimpleNamespace(**vars(os) | {"stat": same_times}))
     other = another(adapter, "other")
     (adapter / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text() + "\n")
     states = {path: keep(cache, path) for path in (adapter, other)}
@@ -441,7 +441,7 @@ def test_an_array_that_cannot_be_read_now_is_not_taken_for_damaged(cache, adapte
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("llgbm_nb.arrays.np.load", fail)
+        patch.setattr("llgbm_nb.cache.arrays.np.load", fail)
         with pytest.raises(InputError, match="cannot read .*npy"):
             np.asarray(out_of)
         if isinstance(error, OSError):

@@ -10,8 +10,8 @@ from conftest import PROBES, save_adapter, save_base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llgbm_nb import InputError, compute_deltas, paths
-from llgbm_nb import deltas as deltas_module
+from llgbm_nb import InputError, compute_deltas, deltas
+from llgbm_nb import files as paths
 
 pytestmark = pytest.mark.slow
 SETS = (PROBES[:2], PROBES[1:3], PROBES[:3])
@@ -153,7 +153,7 @@ def test_every_served_delta_is_that_of_a_fresh_computation(stock, loaded_once, s
 @pytest.fixture
 def loaded_once(monkeypatch):
     """The bases' models by their weights: nothing changes them (tested elsewhere), and loading is what takes time."""
-    real, known = deltas_module.load_base, {}
+    real, known = deltas.load_base, {}
 
     def load(name, *options):
         key = (Path(name) / "model.safetensors").read_bytes(), *options
@@ -161,4 +161,4 @@ def loaded_once(monkeypatch):
             known[key] = real(name, *options)
         return known[key]
 
-    monkeypatch.setattr(deltas_module, "load_base", load)
+    monkeypatch.setattr(deltas, "load_base", load)

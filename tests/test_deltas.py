@@ -17,8 +17,8 @@ from llgbm_nb import (
     find_adapter_paths,
     find_adapters,
 )
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.reference import reference_activations, reference_delta
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.evidence.reference import reference_activations, reference_delta
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_no_usable_adapter_gives_an_empty_set_and_all_reasons(adapter, base, tmp
 
 
 def test_an_unexpected_error_of_one_adapter_does_not_stop_the_run(zoo, tmp_path, monkeypatch):
-    from llgbm_nb import engine
+    from llgbm_nb.forward import engine
 
     real, calls = engine.adapted_states, []
 
@@ -173,8 +173,8 @@ def test_delta_set_identities(run):
 
 
 def test_base_from_the_cache_is_what_was_computed(base, tmp_path):
-    states, cache = compute_base(str(base), PROBES, cache_dir=tmp_path)
-    again, _ = compute_base(str(base), PROBES, cache_dir=tmp_path)
+    states, cache = compute_base(PROBES, base_model=str(base), cache_dir=tmp_path)
+    again, _ = compute_base(PROBES, base_model=str(base), cache_dir=tmp_path)
     assert states.tobytes() == again.tobytes()
     np.testing.assert_allclose(states, reference_activations(base, PROBES), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(cache.get_base_activation(), states[:, -1].mean(axis=0))
@@ -198,7 +198,8 @@ def test_two_copies_of_the_base_never_lie_in_memory_at_once(base, tmp_path, monk
     import gc
     import weakref
 
-    from llgbm_nb import deltas, peft_adapter
+    from llgbm_nb import deltas
+    from llgbm_nb.forward import peft_route
 
     real, models = deltas.load_base, []
 
@@ -210,14 +211,14 @@ def test_two_copies_of_the_base_never_lie_in_memory_at_once(base, tmp_path, monk
         return loaded
 
     monkeypatch.setattr(deltas, "load_base", load)
-    restore, spoiled = peft_adapter._restore, []
+    restore, spoiled = peft_route._restore, []
 
     def spoil_once(model, modules):
         restore(model, modules)
         if not spoiled:
             spoiled.append(model.get_parameter("model.norm.weight").data.add_(1))
 
-    monkeypatch.setattr(peft_adapter, "_restore", spoil_once)
+    monkeypatch.setattr(peft_route, "_restore", spoil_once)
     save_adapter(tmp_path / "zoo/x/1", base, use_dora=True)
     save_adapter(tmp_path / "zoo/x/2", base, use_dora=True, seed=2)
     assert compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c").count("computed") == 2
@@ -356,13 +357,13 @@ def test_a_change_in_shards_below_the_models_folder_is_noticed(tmp_path):
 
 
 def test_other_numbers_from_the_same_files_are_told(zoo, tmp_path, monkeypatch):
-    from llgbm_nb import engine
+    from llgbm_nb.forward import engine
 
     some = find_adapters(zoo)
     compute_deltas(some[:2], PROBES, cache_dir=tmp_path)
     real = engine.last_token_states
     monkeypatch.setattr(engine, "last_token_states", lambda *arguments: real(*arguments) * np.float32(1.01))
-    monkeypatch.setattr("llgbm_nb.engine.Engine._has_twin", lambda self: False)
+    monkeypatch.setattr("llgbm_nb.forward.engine.Engine._has_twin", lambda self: False)
     run = compute_deltas(some, PROBES, cache_dir=tmp_path)
     assert any("0.01 of their norm away from those in the cache" in note for note in run.notes)
 
@@ -374,7 +375,7 @@ def test_a_cache_that_cannot_be_written_can_be_read(zoo, tmp_path, monkeypatch):
     def read_only(*arguments, **named):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
+    monkeypatch.setattr("llgbm_nb.cache.store.FileLock", read_only)
     assert compute_deltas(zoo, PROBES, cache_dir=tmp_path).count("cached") == 5
 
 
@@ -438,7 +439,7 @@ def test_a_moved_adapter_is_served_from_a_cache_that_cannot_be_written(zoo, tmp_
     def read_only(*arguments, **named):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("llgbm_nb.store.FileLock", read_only)
+    monkeypatch.setattr("llgbm_nb.cache.store.FileLock", read_only)
     again = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
     assert again.count("cached") == 5
     assert sorted(map(bytes, again.delta_set.deltas())) == sorted(map(bytes, first))

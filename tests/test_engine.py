@@ -23,12 +23,13 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llgbm_nb import engine as engine_module
-from llgbm_nb.activations import load_base
-from llgbm_nb.adapters import Adapter, find_adapters
-from llgbm_nb.difference import DifferenceLinear, DifferenceStack
-from llgbm_nb.engine import FULL, PEFT, STACKED, Engine
-from llgbm_nb.reference import reference_activations, reference_delta
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.collection.find import find_adapters
+from llgbm_nb.evidence.reference import reference_activations, reference_delta
+from llgbm_nb.forward import engine as engine_module
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.engine import FULL, PEFT, STACKED, Engine
+from llgbm_nb.forward.twin import DifferenceLinear, DifferenceStack
 
 LAYERS = [0, 1, 2, 3]
 LONG = [*PROBES, "x" * 90]
@@ -376,7 +377,7 @@ def test_probes_that_difference_propagation_cannot_hold_at_once_are_split(base, 
 
 
 def _packs_of_one(ids, device):
-    from llgbm_nb.packing import pack_probes
+    from llgbm_nb.forward.packing import pack_probes
 
     return pack_probes(ids, device, limit=1)
 

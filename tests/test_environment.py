@@ -5,7 +5,7 @@ import re
 import sys
 import tomllib
 
-from llgbm_nb.paths import ROOT
+from llgbm_nb.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED = {*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]}
@@ -28,7 +28,7 @@ def test_constraints_pin_every_dependency_exactly():
 
 def test_every_import_is_declared():
     imported = set()
-    for file in (ROOT / "llgbm_nb").glob("*.py"):
+    for file in (ROOT / "llgbm_nb").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

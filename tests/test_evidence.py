@@ -11,7 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_analysis import planted
 
 from llgbm_nb import evidence
-from llgbm_nb.analysis import similarity
+from llgbm_nb.analysis.geometry import similarity
+from llgbm_nb.evidence import chance
 
 
 def noise(seed, count=12, size=8):
@@ -20,7 +21,7 @@ def noise(seed, count=12, size=8):
 
 def test_the_score_is_scikit_learns_and_p_is_scipys():
     deltas, domains = planted(per_domain=4, noise=2.0)
-    found = evidence.chance(deltas, domains, permutations=1999)
+    found = evidence.permutation_test(deltas, domains, permutations=1999)
     assert found.score == pytest.approx(silhouette_score(deltas, domains, metric="cosine"), abs=1e-6)
     labels = np.unique(domains, return_inverse=True)[1]
     expected = permutation_test(
@@ -34,7 +35,7 @@ def test_the_score_is_scikit_learns_and_p_is_scipys():
 def test_pure_noise_gives_p_values_that_are_uniform():
     """False positives at 5 % within what chance allows in so many collections, and the same at 50 %."""
     collections, domains = 400, list("aaaabbbbcccc")
-    found = [evidence.chance(noise(seed), domains, permutations=99, seed=seed) for seed in range(collections)]
+    found = [evidence.permutation_test(noise(seed), domains, permutations=99, seed=seed) for seed in range(collections)]
     for p in (np.array([each.p for each in found]), np.array([each.accuracy_p for each in found])):
         low, high = binom.interval(0.999, collections, 0.05)
         assert (p <= 0.05).sum() <= high
@@ -46,14 +47,14 @@ def test_pure_noise_gives_p_values_that_are_uniform():
 
 def test_two_planted_clusters_are_found():
     deltas, domains = planted(per_domain=6, domains=("a", "b"), noise=0.2)
-    found = evidence.chance(deltas, domains)
+    found = evidence.permutation_test(deltas, domains)
     assert found.p <= 0.005 and found.accuracy == 1 and found.accuracy_p <= 0.005
     assert 0.5 < found.interval[0] <= found.score <= found.interval[1] + 0.05
 
 
 def test_nearest_neighbours_are_scikit_learns():
     deltas, domains = planted(per_domain=5, noise=2.5)
-    found = evidence.chance(deltas, domains, permutations=9)
+    found = evidence.permutation_test(deltas, domains, permutations=9)
     model = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
     predicted = cross_val_predict(model, deltas, domains, cv=LeaveOneOut())
     assert found.accuracy == pytest.approx((predicted == np.array(domains)).mean())
@@ -73,7 +74,7 @@ def test_the_bootstrap_draws_adapters_and_never_compares_copies(monkeypatch):
         return samples
 
     monkeypatch.setattr(evidence, "silhouette_samples", watched)
-    evidence.chance(deltas, domains, permutations=20)
+    evidence.permutation_test(deltas, domains, permutations=20)
     distances, own = 1 - similarity(deltas), np.unique(domains, return_inverse=True)[1]
     assert len(seen) == 20
     for copies, score in seen:
@@ -99,31 +100,36 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     truth = evidence.silhouette(*draw(0, 2000)).score
     inside = 0
     for seed in range(1, 101):
-        low, high = evidence.chance(*draw(seed, 20), permutations=199, seed=seed).interval
+        low, high = evidence.permutation_test(*draw(seed, 20), permutations=199, seed=seed).interval
         inside += low <= truth <= high
     assert inside >= 80  # of a nominal 95; the percentile bootstrap of twenty adapters is a little narrow
 
 
 def test_more_adapters_make_a_narrower_interval():
-    widths = [np.ptp(evidence.chance(*planted(per_domain=n, noise=1.5), permutations=199).interval) for n in (6, 60)]
+    widths = [
+        np.ptp(evidence.permutation_test(*planted(per_domain=n, noise=1.5), permutations=199).interval) for n in (6, 60)
+    ]
     assert widths[1] < 0.6 * widths[0]
 
 
 @pytest.mark.parametrize("domains", [["a"] * 6, ["a", "b", "c", "d", "e", "f"], ["unknown"] * 6])
 def test_what_cannot_be_said_is_a_sentence(domains):
-    found = evidence.chance(noise(0, 6), domains)
+    found = evidence.permutation_test(noise(0, 6), domains)
     assert np.isnan(found.p) and found.note and evidence.chance_text(found) == found.note
 
 
 def test_adapters_without_a_label_are_left_out():
     deltas, domains = planted(per_domain=4, noise=1.0)
     more = np.concatenate([deltas, noise(1, 5, 16)])
-    one, other = evidence.chance(deltas, domains), evidence.chance(more, [*domains, *["unknown"] * 5])
+    one, other = (
+        evidence.permutation_test(deltas, domains),
+        evidence.permutation_test(more, [*domains, *["unknown"] * 5]),
+    )
     assert (one.score, one.p, one.accuracy) == pytest.approx((other.score, other.p, other.accuracy))
 
 
 def test_the_text_says_how_to_read_each_number():
-    text = evidence.chance_text(evidence.chance(*planted(noise=0.1)))
+    text = evidence.chance_text(evidence.permutation_test(*planted(noise=0.1)))
     assert "p = 0.001, the least it can be" in text and "95 % bootstrap interval" in text and "by chance it" in text
 
 
@@ -140,7 +146,7 @@ def probed(scatter, adapters=10, probes=5, size=40, seed=0):
 
 @pytest.mark.parametrize(("probes", "splits"), [(2, 1), (4, 3), (5, 10), (6, 10)])
 def test_all_splits_are_taken_once(probes, splits):
-    halves = evidence._halves(probes, np.random.default_rng(0))
+    halves = chance._halves(probes, np.random.default_rng(0))
     assert len(halves) == splits == evidence.reliability(probed(1.0, probes=probes)).splits
     as_sets = {frozenset([frozenset(h), frozenset(range(probes)) - frozenset(h)]) for h in map(list, halves)}
     assert len(as_sets) == splits
@@ -165,7 +171,7 @@ def test_reliability_of_signal_is_one_and_of_noise_about_zero():
 
 
 def test_many_probes_and_many_adapters_are_sampled(monkeypatch):
-    assert evidence.reliability(probed(1.0, probes=20)).splits == evidence.SPLITS
+    assert evidence.reliability(probed(1.0, probes=20)).splits == chance.SPLITS
     monkeypatch.setattr(evidence, "PAIRED", 5)
     assert np.isfinite(evidence.reliability(probed(1.0)).half)
 

@@ -8,7 +8,7 @@ import pytest
 from test_analysis import delta_set
 
 from llgbm_nb import InputError, analysis
-from llgbm_nb.explorer import explore
+from llgbm_nb.figures.explorer import explore
 
 RNG = np.random.default_rng(0)
 DOMAINS = ["law", "code", "math"] * 4
@@ -100,7 +100,7 @@ def test_tsne_says_that_it_is_working_and_is_kept(found, explorer, monkeypatch):
     ours = analysis.tsne(found.deltas())
     np.testing.assert_allclose(distances, np.linalg.norm(ours[:, None] - ours, axis=-1), atol=1e-3)
     explorer.projection.value = "PCA"
-    monkeypatch.setattr("llgbm_nb.maps.tsne", None)
+    monkeypatch.setattr("llgbm_nb.figures.view.tsne", None)
     explorer.projection.value = "t-SNE"  # as it was
     assert explorer.figure.layout.xaxis.title.text.startswith("t-SNE 1")
 
@@ -213,7 +213,7 @@ def test_nothing_in_it_can_hang_a_headless_run(explorer):
 
 
 def test_a_heatmap_of_many_is_of_means_within_a_domain(found, monkeypatch):
-    monkeypatch.setattr("llgbm_nb.maps.CELLS", 6)
+    monkeypatch.setattr("llgbm_nb.figures.view.CELLS", 6)
     explorer = explore(found)
     cosines = analysis.similarity(found.deltas())
     rows = [(1, 4), (7, 10), (0, 3), (6, 9), (2, 5), (8, 11)]  # code, law, math
@@ -281,7 +281,7 @@ def test_long_names_are_cut_at_the_edge_and_whole_under_the_pointer(found):
 
 
 def test_of_very_many_adapters_only_a_click_says_which_are_near(found, monkeypatch):
-    monkeypatch.setattr("llgbm_nb.maps.WEBGL", 12)
+    monkeypatch.setattr("llgbm_nb.figures.view.WEBGL", 12)
     explorer = explore(found)
     texts = [text for trace in explorer.figure.data[:3] for text in trace.text]
     assert len(texts) == 12 and not any("nearest" in text for text in texts)

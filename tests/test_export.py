@@ -10,9 +10,9 @@ import pytest
 from conftest import PROBES, save_adapter
 
 from llgbm_nb import InputError, compute_deltas
-from llgbm_nb.activations import load_tokenizer
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.export import export_for_training
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.forward.base import load_tokenizer
+from llgbm_nb.report.export import export_for_training
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from llgbm_nb import analysis, figures
-from llgbm_nb.styles import domain_styles
+from llgbm_nb.figures.styles import domain_styles
 
 RNG = np.random.default_rng(0)
 

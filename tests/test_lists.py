@@ -22,11 +22,13 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llgbm_nb import InputError, compute_deltas, find_adapters, lists
-from llgbm_nb.adapters import Adapter, base_of
-from llgbm_nb.lists import fetch, read_list, write_list
-from llgbm_nb.parameters import check
-from llgbm_nb.paths import ROOT
+from llgbm_nb import InputError, compute_deltas, find_adapters
+from llgbm_nb.collection import hub_lists
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.collection.bases import base_of
+from llgbm_nb.collection.hub_lists import fetch, read_list, write_list
+from llgbm_nb.files import ROOT
+from llgbm_nb.report.parameters import check
 
 
 @pytest.fixture
@@ -59,20 +61,20 @@ def listing(folder: Path, *lines: str) -> Path:
 @pytest.fixture
 def asked(monkeypatch) -> list:
     """The repos that the hub, and not only its cache, is asked for."""
-    real, found = lists.snapshot_download, []
+    real, found = hub_lists.snapshot_download, []
 
     def snapshot_download(repo, **options):
         if not options.get("local_files_only"):
             found.append(repo)
         return real(repo, **options)
 
-    monkeypatch.setattr(lists, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub_lists, "snapshot_download", snapshot_download)
     return found
 
 
 def online(monkeypatch, hub: Path, repos: dict) -> list:
     """A hub that holds `repos` (id: a folder, or an error) and fills the cache; the files that it was asked for."""
-    real, asked = lists.snapshot_download, []
+    real, asked = hub_lists.snapshot_download, []
 
     def snapshot_download(repo, *, allow_patterns, ignore_patterns, local_files_only=False, **options):
         if local_files_only:
@@ -89,7 +91,7 @@ def online(monkeypatch, hub: Path, repos: dict) -> list:
                 keep(hub, repo, repos[repo], commit, files=file)
         return str(hub / f"models--{repo.replace('/', '--')}/snapshots/{commit}")
 
-    monkeypatch.setattr(lists, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub_lists, "snapshot_download", snapshot_download)
     return asked
 
 
@@ -223,14 +225,14 @@ def test_what_the_hub_refuses_is_listed_in_a_sentence_and_the_rest_go_on(hub, ba
     repos = {f"org/{name}": error for name, (error, _) in FAILURES.items()}
     online(monkeypatch, hub, repos)
     if always:  # also when only the cache is looked at
-        fill = lists.snapshot_download
+        fill = hub_lists.snapshot_download
 
         def snapshot_download(repo, **options):
             if repo in repos:
                 raise repos[repo]
             return fill(repo, **options)
 
-        monkeypatch.setattr(lists, "snapshot_download", snapshot_download)
+        monkeypatch.setattr(hub_lists, "snapshot_download", snapshot_download)
     run = compute_deltas(
         listing(tmp_path, *repos, "org/a"), PROBES, base_model=str(base), cache_dir=tmp_path / "deltas"
     )

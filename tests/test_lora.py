@@ -5,12 +5,13 @@ from conftest import PROBES, save_adapter, save_base
 from peft import IA3Config, LoraConfig
 from safetensors.torch import load_file, save_file
 
-from llgbm_nb.activations import load_base
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.engine import STACKED, Engine
-from llgbm_nb.lora import Lora, LoraReader, Stack, StackedLinear, bucket, is_plain, product, put_on, twin
-from llgbm_nb.peft_adapter import read_config
-from llgbm_nb.reference import reference_activations
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.evidence.reference import reference_activations
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.engine import STACKED, Engine
+from llgbm_nb.forward.lora import Lora, LoraReader, is_plain
+from llgbm_nb.forward.peft_route import read_config
+from llgbm_nb.forward.twin import Stack, StackedLinear, bucket, product, put_on, twin
 
 PLAIN = {
     "rslora": dict(r=9, use_rslora=True, target_modules="all-linear"),

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from conftest import save_adapter
 
-from llgbm_nb import DeltaCache, compute_deltas, create_probes, report
-from llgbm_nb.paths import ROOT
+from llgbm_nb import DeltaCache, compute_deltas, create_probes
+from llgbm_nb.files import ROOT
+from llgbm_nb.report import run
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -39,7 +40,7 @@ def printed(notebook) -> str:
 def executed(zoo, base, tmp_path_factory):
     """All notebooks run over the tiny collection, into one output folder."""
     folder = tmp_path_factory.mktemp("executed")
-    for name in report.NOTEBOOKS:
+    for name in run.NOTEBOOKS:
         settings = dict(checkpoint_dir=zoo, output_dir=folder / "out")
         if name != "01_probes":
             settings["cache_dir"] = folder / "deltas"
@@ -51,7 +52,7 @@ def executed(zoo, base, tmp_path_factory):
 
 
 def test_all_notebooks_run_on_workers(zoo, executed, tmp_path):
-    for name in report.NOTEBOOKS:
+    for name in run.NOTEBOOKS:
         settings = dict(checkpoint_dir=zoo, cluster="local:2")
         if name != "01_probes":
             settings["cache_dir"] = tmp_path / "deltas"
@@ -89,7 +90,7 @@ def test_the_csv_holds_the_deltas_of_the_cache(executed):
 
 def test_the_outputs_are_clean(executed):
     """No warnings, no errors, no text on stderr, no path of this machine."""
-    for name in report.NOTEBOOKS:
+    for name in run.NOTEBOOKS:
         notebook = nbformat.read(executed / f"{name}.ipynb", 4)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
@@ -199,23 +200,23 @@ def test_teachers_of_your_own(base, tmp_path):
 
 
 def test_a_report_is_made_once(zoo, base, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
+    monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
     run = f"test-{os.getpid()}"
     arguments = ["--run", run, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
     folder = ROOT / "reports" / run
     try:
-        assert report.main(arguments) == 0
+        assert run.main(arguments) == 0
         assert {f.suffix for f in folder.iterdir() if f.suffix} == {".ipynb", ".html", ".png", ".csv", ".json"}
         for page in folder.glob("*.html"):
             text = page.read_text()
             assert 'src="http' not in text and ".ipynb" not in "".join(re.findall(r'href="[^"]*"', text))
         times = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
-        assert report.main(arguments) == 0 and "up to date" in capsys.readouterr().out
+        assert run.main(arguments) == 0 and "up to date" in capsys.readouterr().out
         assert {f: f.stat().st_mtime_ns for f in folder.iterdir()} == times
-        assert report.main([*arguments, "--max-length", "2"]) == 1  # what was there is set aside, not lost
+        assert run.main([*arguments, "--max-length", "2"]) == 1  # what was there is set aside, not lost
         assert (folder.with_name(f"{run}.previous") / "summary.json").exists()
-        assert report.main(["--run", "../notebooks"]) == 1 and "one folder name" in capsys.readouterr().err
-        assert report.main([*arguments, "--probe-type", "law"]) == 1
+        assert run.main(["--run", "../notebooks"]) == 1 and "one folder name" in capsys.readouterr().err
+        assert run.main([*arguments, "--probe-type", "law"]) == 1
         assert "probe_type is 'law'" in capsys.readouterr().err
     finally:
         shutil.rmtree(folder, ignore_errors=True)

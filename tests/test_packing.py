@@ -3,8 +3,9 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, save_base
 
-from llgbm_nb.activations import last_token_states, load_base, tokenize
-from llgbm_nb.packing import blocks_of, pack_probes, packed_states
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.packing import blocks_of, pack_probes, packed_states
+from llgbm_nb.forward.states import last_token_states, tokenize
 
 
 def test_the_layout_of_a_row():

@@ -14,10 +14,13 @@ import pytest
 from conftest import PROBES, save_adapter
 from PIL import Image
 
-from llgbm_nb import analysis, compute_deltas, evidence, figures, page, precision, tokens, tuning, weights
-from llgbm_nb.activations import load_base
-from llgbm_nb.report import Findings, strip_widgets, to_html, write_summary
-from llgbm_nb.tuning import Choice
+from llgbm_nb import analysis, compute_deltas, evidence, figures
+from llgbm_nb.evidence import alternatives, layer_choice, rounding, tokens
+from llgbm_nb.evidence.layer_choice import Choice
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.report import page
+from llgbm_nb.report.findings import Findings, write_summary
+from llgbm_nb.report.run import strip_widgets, to_html
 
 ACCEPTANCE = pd.DataFrame([("7  correct", "pass", "it is")], columns=["criterion", "result", "evidence"])
 
@@ -34,8 +37,8 @@ def findings_of(run, **more) -> Findings:
     found = run.delta_set
     return Findings(
         analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found),
-        ACCEPTANCE.set_index("criterion"), precision.trust(run), evidence.reliability(found.differences_at(-1)),
-        evidence.chance(found.deltas(), found.domains), **more,
+        ACCEPTANCE.set_index("criterion"), rounding.trust(run), evidence.reliability(found.differences_at(-1)),
+        evidence.permutation_test(found.deltas(), found.domains), **more,
     )  # fmt: skip
 
 
@@ -72,14 +75,14 @@ def test_what_the_evidence_section_says(run, base, tmp_path):
     """Each number is the one that its own function gives; what was not looked at is not there."""
     loaded, sets = load_base(str(base)), {"mine": run.delta_set}
     by_domain = tokens.beside_the_mean(tokens.domain_tokens, loaded, run.delta_set)
-    methods = weights.compare_methods(run, loaded)
-    findings = findings_of(run, choice=tuning.choose(sets), tokens=by_domain, methods=methods)
+    methods = alternatives.compare_methods(run, loaded)
+    findings = findings_of(run, choice=layer_choice.choose(sets), tokens=by_domain, methods=methods)
     page.write_page(run, findings, tmp_path)
     text = html.unescape(re.sub(r"<[^>]*>", " ", (tmp_path / "index.html").read_text())).replace("\xa0", " ")
     for words in (
-        precision.trust_text(findings.trust), evidence.chance_text(findings.chance),
-        evidence.reliability_text(findings.reliability, len(PROBES)), tuning.choice_text(findings.choice),
-        weights.methods_text(methods),
+        rounding.trust_text(findings.trust), evidence.chance_text(findings.chance),
+        evidence.reliability_text(findings.reliability, len(PROBES)), layer_choice.choice_text(findings.choice),
+        alternatives.methods_text(methods),
     ):  # fmt: skip
         assert all(line in text for line in words.splitlines())
     assert all(" ".join(up.split()) in " ".join(text.split()) for up in by_domain["up"])
@@ -93,10 +96,10 @@ def test_what_the_evidence_section_says(run, base, tmp_path):
 def test_the_evidence_in_numbers(run, base, tmp_path):
     loaded = load_base(str(base))
     findings = findings_of(run, choice=Choice(("math", 2, True), 0.5, 0.9, 0.6, 0.7, 50))
-    findings = replace(findings, methods=weights.compare_methods(run, loaded))
+    findings = replace(findings, methods=alternatives.compare_methods(run, loaded))
     write_summary(run, findings, tmp_path)
     content = json.loads((tmp_path / "summary.json").read_text())
-    assert content["trust"]["least"] == pytest.approx(precision.trust(run)["ratio"].min())
+    assert content["trust"]["least"] == pytest.approx(rounding.trust(run)["ratio"].min())
     assert content["trust"]["flagged"] == [] and content["trust"]["reliability"] == findings.reliability.full
     assert content["chance"]["p"] == findings.chance.p and content["chance"]["interval"] == [*findings.chance.interval]
     assert content["choice"] == dict(

@@ -1,8 +1,8 @@
 import pytest
 
 from llgbm_nb import InputError
-from llgbm_nb.parameters import check
-from llgbm_nb.paths import ROOT
+from llgbm_nb.files import ROOT
+from llgbm_nb.report.parameters import check
 
 GOOD = dict(
     base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="code", probe_file="",

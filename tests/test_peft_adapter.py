@@ -10,10 +10,11 @@ from peft import IA3Config, LoHaConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
 from llgbm_nb import InputError, compute_deltas
-from llgbm_nb.activations import last_token_states, load_base, tokenize
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.peft_adapter import BaseChanged, applied, base_state
-from llgbm_nb.reference import reference_activations
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.evidence.reference import reference_activations
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.peft_route import BaseChanged, applied, base_state
+from llgbm_nb.forward.states import last_token_states, tokenize
 
 
 def measure(base, adapter):

@@ -10,9 +10,11 @@ from conftest import PROBES, save_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llgbm_nb import InputError, compute_deltas, precision
-from llgbm_nb.activations import load_base, noise_floor, tokenize
-from llgbm_nb.paths import ROOT
+from llgbm_nb import InputError, compute_deltas
+from llgbm_nb.evidence import rounding
+from llgbm_nb.files import ROOT
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.states import noise_floor, tokenize
 
 PLAIN = "bfloat16-plain"
 
@@ -75,28 +77,28 @@ def test_half_precision_is_noisier(base):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", PLAIN])
 def test_what_rounding_could_have_done_is_flagged_and_nothing_else(planted, tmp_path, dtype):
     run = compute_deltas(planted, PROBES, cache_dir=tmp_path, dtype=dtype)
-    precision.precision_check(run, 2)
-    found = precision.trust(run)
+    rounding.precision_check(run, 2)
+    found = rounding.trust(run)
     assert dict(found["flagged"]) == {"1": False, "2": False, "zero": True, "nearly": True}
     np.testing.assert_allclose(found["ratio"], found["norm"] / found["noise"])
-    assert "Flagged, too near to rounding: nearly, zero (2)." in precision.trust_text(found)
+    assert "Flagged, too near to rounding: nearly, zero (2)." in rounding.trust_text(found)
 
 
 def test_the_floor_is_measured_once_and_kept(planted, tmp_path, monkeypatch):
     run = compute_deltas(planted, PROBES, cache_dir=tmp_path)
     assert "noise" not in run.cache.about_base()
-    first, loaded = precision.noise_of(run), load_base(run.base_model)
+    first, loaded = rounding.noise_of(run), load_base(run.base_model)
     np.testing.assert_array_equal(first, noise_floor(loaded, tokenize(loaded.tokenizer, PROBES)))
     kept = json.loads((run.cache.cache_dir / "entries/base.json").read_text())["noise"]
     assert kept == first.tolist() and len(kept) == 4 and run.cache.verify() == []
-    monkeypatch.setattr(precision, "load_base", None)  # whoever loads it again fails
-    np.testing.assert_array_equal(precision.noise_of(compute_deltas(planted, PROBES, cache_dir=tmp_path)), kept)
+    monkeypatch.setattr(rounding, "load_base", None)  # whoever loads it again fails
+    np.testing.assert_array_equal(rounding.noise_of(compute_deltas(planted, PROBES, cache_dir=tmp_path)), kept)
 
 
 def test_some_layers_only(planted, tmp_path):
     whole, some = (compute_deltas(planted, PROBES, cache_dir=tmp_path, layers=layers) for layers in ("all", [1, 2]))
-    np.testing.assert_array_equal(precision.noise_of(some), precision.noise_of(whole)[[1, 2]])
-    assert len(precision.precision_check(some, 1)) == 1
+    np.testing.assert_array_equal(rounding.noise_of(some), rounding.noise_of(whole)[[1, 2]])
+    assert len(rounding.precision_check(some, 1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_some_layers_only(planted, tmp_path):
 )
 def test_precision_is_the_distance_from_finer_deltas(zoo, tmp_path, dtype, low, high):
     run = compute_deltas(zoo, PROBES, cache_dir=tmp_path, dtype=dtype)
-    found = precision.precision_check(run, 3)
+    found = rounding.precision_check(run, 3)
     finer = compute_deltas(zoo, PROBES, cache_dir=tmp_path).delta_set
     for name, error, cosine in found.itertuples():
         ours, theirs = (s.deltas()[s.names.index(name)].astype(np.float64) for s in (run.delta_set, finer))
@@ -112,10 +114,10 @@ def test_precision_is_the_distance_from_finer_deltas(zoo, tmp_path, dtype, low, 
         assert cosine == pytest.approx(ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs), abs=1e-6)
     assert low <= found["relative error"].max() < high
     assert run.cache.about_base()["precision"]["error"] == found["relative error"].max()
-    noise = precision.trust(run)["noise"]
-    expected = precision.noise_of(run)[-1]
+    noise = rounding.trust(run)["noise"]
+    expected = rounding.noise_of(run)[-1]
     if dtype == "bfloat16":  # the error shrinks with the delta: a share of it
-        np.testing.assert_allclose(noise, found["relative error"].max() * precision.trust(run)["norm"])
+        np.testing.assert_allclose(noise, found["relative error"].max() * rounding.trust(run)["norm"])
     elif dtype == PLAIN:  # as large for a small delta as for a large one
         away = [
             np.linalg.norm(run.delta_set.deltas()[i] - finer.deltas()[i]) for i in map(finer.names.index, found.index)
@@ -127,7 +129,7 @@ def test_precision_is_the_distance_from_finer_deltas(zoo, tmp_path, dtype, low, 
 
 def test_nothing_to_check(planted, tmp_path):
     run = compute_deltas(planted, PROBES, cache_dir=tmp_path)
-    assert len(precision.precision_check(run, 0)) == 0 and "precision" not in run.cache.about_base()
+    assert len(rounding.precision_check(run, 0)) == 0 and "precision" not in run.cache.about_base()
     with pytest.raises(InputError, match="no base activation"):
         type(run.cache)(tmp_path / "empty").note_base(noise=[1.0])
 
@@ -137,16 +139,16 @@ def test_nothing_to_check(planted, tmp_path):
     [(0.0, "1e-9"), (3e-6, "1e-5"), (9.9e-6, "1e-5"), (1.1e-5, "1e-4"), (0.0011, "1 %"), (0.021, "3 %"), (np.inf, "∞")],
 )
 def test_errors_are_told_by_bounds_that_rounding_does_not_move(error, bound):
-    assert precision.at_most(error) == bound
+    assert rounding.at_most(error) == bound
 
 
 def test_the_text_says_how_far_off_the_deltas_are(zoo, tmp_path):
     run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
-    text = precision.trust_text(precision.trust(run), precision.precision_check(run, 3))
+    text = rounding.trust_text(rounding.trust(run), rounding.precision_check(run, 3))
     assert "No adapter is flagged." in text and "under 10 ×, a direction is not to be trusted" in text
     assert "3 deltas computed independently, in float32 too, lie within 1e-" in text
     low = compute_deltas(zoo, PROBES, cache_dir=tmp_path, dtype="bfloat16")
-    text = precision.trust_text(precision.trust(low), precision.precision_check(low, 1))
+    text = rounding.trust_text(rounding.trust(low), rounding.precision_check(low, 1))
     assert "1 deltas computed in float32 lie within" in text and "so far off are ours" in text
 
 
@@ -155,10 +157,10 @@ def test_what_cannot_be_computed_otherwise_is_a_sentence(zoo, tmp_path, monkeypa
         raise RuntimeError("not enough memory: you tried to allocate 9 GB")
 
     run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
-    monkeypatch.setattr(precision, "reference_delta", out_of_memory)
-    found = precision.precision_check(run, 2)
+    monkeypatch.setattr(rounding, "reference_delta", out_of_memory)
+    found = rounding.precision_check(run, 2)
     assert len(found) == 0 and "precision" not in run.cache.about_base()
-    assert "in another way: not enough memory" in precision.trust_text(precision.trust(run), found)
+    assert "in another way: not enough memory" in rounding.trust_text(rounding.trust(run), found)
 
 
 @pytest.mark.slow
@@ -170,6 +172,6 @@ def test_none_of_the_real_teachers_is_flagged(tmp_path):
     from llgbm_nb import create_probes
 
     run = compute_deltas(tmp_path / "zoo", create_probes(), cache_dir=tmp_path / "deltas", layers="last")
-    found = precision.trust(run)
+    found = rounding.trust(run)
     assert list(found.index[found["flagged"]]) == ["nearly", "zero"] and len(found) == 17
     assert found["ratio"].drop(["nearly", "zero"]).min() > 1000

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.progress import SLOWER, TimeLeft, adapter_progress, progress
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.progress_bar import progress
+from llgbm_nb.time_left import SLOWER, TimeLeft, adapter_progress
 
 
 class Kind(Adapter):

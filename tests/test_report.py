@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from conftest import save_adapter, save_base
 
-from llgbm_nb import InputError, find_adapters, paths, report
-from llgbm_nb.parameters import check
-from llgbm_nb.paths import ROOT, from_root
+from llgbm_nb import InputError, find_adapters
+from llgbm_nb import files as paths
+from llgbm_nb.files import ROOT, from_root
+from llgbm_nb.report import run
+from llgbm_nb.report.parameters import check
 
 
 @pytest.fixture
@@ -21,10 +23,10 @@ def made_from(zoo, base, tmp_path):
     query = tmp_path / "one-task.json"
     query.write_text(json.dumps([{"prompt": "a", "response": "b"}]))
     (tmp_path / "encoder").mkdir()
-    parameters = report.DEFAULTS | dict(query=str(query), sentence_encoder=str(tmp_path / "encoder"))
+    parameters = run.DEFAULTS | dict(query=str(query), sentence_encoder=str(tmp_path / "encoder"))
 
     def state(**more) -> str:
-        return report._state(parameters | more, find_adapters(tmp_path / "zoo"), str(base), None)
+        return run._state(parameters | more, find_adapters(tmp_path / "zoo"), str(base), None)
 
     return tmp_path, state
 
@@ -62,7 +64,7 @@ def test_queries_that_are_not_there_are_told_before_anything_runs(made_from):
 @pytest.fixture
 def reports(tmp_path, monkeypatch):
     """A root of the project's own, with an empty reports/."""
-    for module in (paths, report):
+    for module in (files, run):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     for name in ("notebooks", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -97,13 +99,13 @@ def ran(reports, monkeypatch) -> list:
         (folder / "summary.json").write_text(json.dumps(summary))
         return folder
 
-    monkeypatch.setattr(report, "run_report", run_report)
+    monkeypatch.setattr(run, "run_report", run_report)
     return found
 
 
 def test_each_base_has_a_report_of_its_own_adapters_and_one_that_fails_stops_no_other(two_bases, reports, ran, capsys):
     zoo, base, other = two_bases
-    assert report.main(["--checkpoint-dir", str(zoo), "--run", "mine", "--max-length", "99", "--adapter", "c"]) == 1
+    assert run.main(["--checkpoint-dir", str(zoo), "--run", "mine", "--max-length", "99", "--adapter", "c"]) == 1
     out = capsys.readouterr()
     assert out.out.startswith(
         "2 bases, a report for each:\n"
@@ -126,8 +128,8 @@ def test_the_lists_of_the_bases_are_left_alone_while_nothing_changes(two_bases, 
 
     def states() -> list[str]:
         ran.clear()
-        report.main(["--checkpoint-dir", str(zoo)])
-        return [report._state(parameters, adapters, str(base), None) for _, parameters, adapters in ran]
+        run.main(["--checkpoint-dir", str(zoo)])
+        return [run._state(parameters, adapters, str(base), None) for _, parameters, adapters in ran]
 
     before = states()
     files = {file: file.stat() for file in reports.glob("*.txt")}
@@ -138,8 +140,8 @@ def test_the_lists_of_the_bases_are_left_alone_while_nothing_changes(two_bases, 
 
 
 def test_a_single_base_and_one_that_is_given_are_run_as_ever(two_bases, zoo, reports, ran):
-    assert report.main(["--checkpoint-dir", str(zoo), "--adapter", "nobody"]) == 0
-    assert report.main(["--checkpoint-dir", str(two_bases[0]), "--base-model", str(two_bases[1])]) == 0
+    assert run.main(["--checkpoint-dir", str(zoo), "--adapter", "nobody"]) == 0
+    assert run.main(["--checkpoint-dir", str(two_bases[0]), "--base-model", str(two_bases[1])]) == 0
     assert [name for name, _, _ in ran] == ["", ""] and not [*reports.glob("*.txt")]
     assert [parameters["base_model"] for _, parameters, _ in ran] == ["", str(two_bases[1])]
 
@@ -147,7 +149,7 @@ def test_a_single_base_and_one_that_is_given_are_run_as_ever(two_bases, zoo, rep
 def test_bases_with_the_same_last_part_have_folders_of_their_own(base, tmp_path, reports):
     for number, name in enumerate(("one/Tiny", "two/tiny", "two/other")):
         save_adapter(tmp_path / "zoo" / f"a{number}", base, base_name=name)
-    names = [name for name, _ in report.one_for_each_base("run", checkpoint_dir=str(tmp_path / "zoo"))]
+    names = [name for name, _ in run.one_for_each_base("run", checkpoint_dir=str(tmp_path / "zoo"))]
     assert len(set(names)) == 3 and "run-other" in names
     assert sorted(name.lower().rsplit("-", 1)[0] for name in names if name != "run-other") == ["run-tiny"] * 2
 
@@ -155,26 +157,26 @@ def test_bases_with_the_same_last_part_have_folders_of_their_own(base, tmp_path,
 def test_what_a_base_calls_itself_cannot_spoil_its_list(base, tmp_path, reports, capsys):
     save_adapter(tmp_path / "zoo" / "a", base)
     save_adapter(tmp_path / "zoo" / "b", base, base_name="x\norg/other,code/ ../")
-    runs = report.one_for_each_base("run", checkpoint_dir=str(tmp_path / "zoo"))
+    runs = run.one_for_each_base("run", checkpoint_dir=str(tmp_path / "zoo"))
     assert [len(find_adapters(from_root(tmp_path / parameters["checkpoint_dir"]))) for _, parameters in runs] == [1, 1]
     assert all(re.fullmatch(r"run-[\w.-]+", name) for name, _ in runs) and "\norg" not in capsys.readouterr().out
 
 
 def test_a_list_gives_the_report_its_stem(tmp_path, base, reports):
     (tmp_path / "pool.of.8b.txt").write_text("org/a\n")
-    parameters = report.DEFAULTS | {"checkpoint_dir": str(tmp_path / "pool.of.8b.txt")}
-    assert report._name(parameters, check(parameters)).startswith("pool.of.8b-generic-")
+    parameters = run.DEFAULTS | {"checkpoint_dir": str(tmp_path / "pool.of.8b.txt")}
+    assert run._name(parameters, check(parameters)).startswith("pool.of.8b-generic-")
 
 
 @pytest.mark.slow
 def test_reports_of_two_bases_from_one_command(two_bases, tmp_path, monkeypatch, capsys):
     """The notebooks run for both: each report has its own adapters and no other."""
-    monkeypatch.setattr(report, "NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
+    monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
     zoo, run = two_bases[0], f"test-{os.getpid()}"
     arguments = ["--run", run, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
     arguments += ["--acceptance-sample", "0", "--evidence-sample", "0", "--query", ""]
     try:
-        assert report.main(arguments) == 0
+        assert run.main(arguments) == 0
         found = {}
         for name in ("tiny-llama", "tiny-qwen2"):
             folder = ROOT / "reports" / f"{run}-{name}"
@@ -183,7 +185,7 @@ def test_reports_of_two_bases_from_one_command(two_bases, tmp_path, monkeypatch,
             found[name] = set(pd.read_csv(folder / "deltas.csv")["name"]), len(summary["failed"])
         assert found == {"tiny-llama": ({"b", "c", "f"}, 2), "tiny-qwen2": ({"x/a", "y/a"}, 0)}
         capsys.readouterr()
-        assert report.main(arguments) == 0 and capsys.readouterr().out.count("is up to date") == 2
+        assert run.main(arguments) == 0 and capsys.readouterr().out.count("is up to date") == 2
     finally:
         for left in (ROOT / "reports").glob(f"{run}-*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()

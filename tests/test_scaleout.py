@@ -15,11 +15,11 @@ import torch
 from conftest import PROBES, save_adapter
 
 from llgbm_nb import compute_deltas
-from llgbm_nb.adapters import Adapter
+from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.deltas import DeltaRun
-from llgbm_nb.engine import Measured
 from llgbm_nb.errors import InputError
-from llgbm_nb.scaleout import local_cluster
+from llgbm_nb.forward.dask_workers import local_cluster
+from llgbm_nb.forward.engine import Measured
 
 ADAPTERS = 40
 
@@ -34,7 +34,7 @@ def behaviour():
             import time
             from pathlib import Path
 
-            from llgbm_nb.adapters import Adapter
+            from llgbm_nb.collection.adapters import Adapter
 
             real = Adapter.read_tensors
 
@@ -102,7 +102,7 @@ def test_many_kinds_and_a_broken_one_give_the_same_bytes_and_records(client, zoo
     shutil.copy(zoo / "two" / "all" / "adapter_config.json", tmp_path / "zoo" / "one" / "cut")
     (tmp_path / "zoo" / "one" / "cut" / "adapter_model.safetensors").write_bytes(b"\0" * 20)
     here = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "here")
-    there = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "there", client=client)
+    there = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "there", cluster=client)
     assert same_bytes(there, here)
     without = lambda run: [{k: v for k, v in r.items() if k != "seconds"} for r in run.records]  # noqa: E731
     np.testing.assert_equal(without(there), without(here))
@@ -112,7 +112,7 @@ def test_many_kinds_and_a_broken_one_give_the_same_bytes_and_records(client, zoo
 @pytest.mark.slow
 def test_a_cached_run_asks_no_worker(client, serial, forty, monkeypatch):
     monkeypatch.setattr(client, "submit", None)
-    run = compute_deltas(forty, PROBES, cache_dir=serial.cache.cache_dir.parent, client=client)
+    run = compute_deltas(forty, PROBES, cache_dir=serial.cache.cache_dir.parent, cluster=client)
     assert run.count("cached") == ADAPTERS
 
 
@@ -125,7 +125,7 @@ def test_a_worker_killed_in_the_middle(cluster, client, serial, forty, tmp_path)
         if len(records) == 1:
             os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
 
-    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, client=client, on_adapter=kill_one)
+    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, cluster=client, on_adapter=kill_one)
     assert run.count("computed") == len(records) == ADAPTERS
     assert same_bytes(run, serial)
 
@@ -135,7 +135,7 @@ def test_an_adapter_that_kills_workers_is_given_up_after_three_and_the_rest_fini
     poison = sorted(forty.glob("*/*"))[7]
     (poison / "poison").touch()
     try:
-        run = compute_deltas(forty, PROBES, cache_dir=tmp_path, client=client)
+        run = compute_deltas(forty, PROBES, cache_dir=tmp_path, cluster=client)
         assert (poison / "poison").read_text() == "xxx"
     finally:
         (poison / "poison").unlink()
@@ -154,15 +154,16 @@ def test_a_run_whose_process_is_killed_goes_on_where_it_was(cluster, client, ser
     program = f"""
 import distributed
 from llgbm_nb import compute_deltas
+
 with distributed.Client({cluster.scheduler_address!r}) as client:
-    compute_deltas({str(forty)!r}, {PROBES!r}, cache_dir={str(tmp_path)!r}, client=client,
+    compute_deltas({str(forty)!r}, {PROBES!r}, cache_dir={str(tmp_path)!r}, cluster=client,
                    on_adapter=lambda record: print(record["name"], flush=True))
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         for _ in range(5):
             assert process.stdout.readline()
         process.kill()
-    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, client=client)
+    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, cluster=client)
     assert 5 <= run.count("cached") < ADAPTERS
     assert run.count("cached") + run.count("computed") == ADAPTERS
     assert same_bytes(run, serial)
@@ -175,20 +176,20 @@ def test_an_interrupt_leaves_what_was_measured_and_nothing_on_the_workers(client
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compute_deltas(forty, PROBES, cache_dir=tmp_path, client=client, on_adapter=interrupt)
+        compute_deltas(forty, PROBES, cache_dir=tmp_path, cluster=client, on_adapter=interrupt)
     deadline = time.monotonic() + 30
-    held = lambda: __import__("llgbm_nb.scaleout").scaleout._held is None  # noqa: E731
+    held = lambda: __import__("llgbm_nb.forward.dask_workers", fromlist=["_held"])._held is None  # noqa: E731
     while not (all(client.run(held).values()) and not any(client.processing().values())):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, client=client)
+    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, cluster=client)
     assert run.count("cached") == 1 and run.count("computed") == ADAPTERS - 1
     assert same_bytes(run, serial)
 
 
 @pytest.mark.slow
 def test_a_worker_with_other_files_of_the_base_is_refused(client, base, forty):
-    from llgbm_nb.scaleout import Job, Workers
+    from llgbm_nb.forward.dask_workers import Job, Workers
 
     job = Job(str(base), "of other files", tuple(PROBES), (3,), "float32", "cpu", 64, 0, False, 1)
     with pytest.raises(InputError, match="no worker of tcp://.* can have the base: its files of the base .* are other"):
@@ -197,23 +198,23 @@ def test_a_worker_with_other_files_of_the_base_is_refused(client, base, forty):
 
 @pytest.mark.slow
 def test_a_cluster_by_name_starts_and_shows_its_dashboard(forty, serial, tmp_path, capsys):
-    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, client="local:1")
+    run = compute_deltas(forty, PROBES, cache_dir=tmp_path, cluster="local:1")
     assert same_bytes(run, serial)
     assert capsys.readouterr().out.startswith("1 workers; dashboard: http://127.0.0.1:")
 
 
 @pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_one_sentence(zoo, tmp_path, monkeypatch):
-    from llgbm_nb import scaleout
+    from llgbm_nb.forward import dask_workers as scaleout
 
     monkeypatch.setattr(scaleout, "ANSWER", 1)
     with pytest.raises(InputError, match="no scheduler answers at tcp://127.0.0.1:9 .*; see cluster"):
-        compute_deltas(zoo, PROBES, cache_dir=tmp_path, client="tcp://127.0.0.1:9")
+        compute_deltas(zoo, PROBES, cache_dir=tmp_path, cluster="tcp://127.0.0.1:9")
 
 
 @pytest.mark.slow
 def test_a_scheduler_without_workers_ends_the_run(zoo, tmp_path, monkeypatch):
-    from llgbm_nb import scaleout
+    from llgbm_nb.forward import dask_workers as scaleout
 
     monkeypatch.setattr(scaleout, "PATIENCE", 1)
     with (
@@ -221,19 +222,19 @@ def test_a_scheduler_without_workers_ends_the_run(zoo, tmp_path, monkeypatch):
         distributed.Client(empty, set_as_default=False) as client,
         pytest.raises(InputError, match="has had no workers.* start some and run again"),
     ):
-        compute_deltas(zoo, PROBES, cache_dir=tmp_path, client=client)
+        compute_deltas(zoo, PROBES, cache_dir=tmp_path, cluster=client)
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "llgbm_nb.scaleout", raising=False)
+    monkeypatch.delitem(sys.modules, "llgbm_nb.forward.dask_workers", raising=False)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"pip install -e '.\[cluster\]'"):
-        __import__("llgbm_nb.scaleout")
+        __import__("llgbm_nb.forward.dask_workers")
 
 
 def test_groups_are_of_one_kind_and_peft_comes_last(zoo):
-    from llgbm_nb.adapters import find_adapters
-    from llgbm_nb.scaleout import GROUP, _groups
+    from llgbm_nb.collection.find import find_adapters
+    from llgbm_nb.forward.dask_workers import GROUP, _groups
 
     order = [adapter.kind.split()[0] for group in _groups(find_adapters(zoo), 2) for adapter in group]
     assert order[-1] == "DoRA" and len(order) == 5
@@ -246,7 +247,7 @@ def test_groups_are_of_one_kind_and_peft_comes_last(zoo):
 def test_a_suspect_has_its_worker_to_itself():
     from collections import Counter
 
-    from llgbm_nb.scaleout import AHEAD, _has_room
+    from llgbm_nb.forward.dask_workers import AHEAD, _has_room
 
     one, other = [Adapter("/one", "one")], [Adapter("/other", "other")]
     assert _has_room("w", one, [], Counter()) and _has_room("w", one, [("w", other)], Counter())
@@ -259,7 +260,7 @@ def test_a_suspect_has_its_worker_to_itself():
 def test_what_was_lost_is_tried_alone_and_given_up_in_the_end():
     from collections import Counter, deque
 
-    from llgbm_nb.scaleout import DEATHS, _once_more
+    from llgbm_nb.forward.dask_workers import DEATHS, _once_more
 
     group, deaths, waiting = [Adapter("/one", "one"), Adapter("/other", "other")], Counter(), deque()
     assert [*_once_more(group, "it died", deaths, waiting)] == []

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from llgbm_nb import InputError, styles
-from llgbm_nb.paths import ROOT
+from llgbm_nb import InputError
+from llgbm_nb.figures import styles
+from llgbm_nb.files import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llgbm_nb import InputError, find_adapters, teachers
-from llgbm_nb.activations import load_base
-from llgbm_nb.peft_adapter import applied
+from llgbm_nb import InputError, find_adapters
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.peft_route import applied
+from llgbm_nb.uses import finetune
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def data(tmp_path):
 
 def train(base, data, out, **changes):
     settings = dict(splits=2, rank=[4, 2], alpha=8, targets=["qv", "all"], steps=3, max_tokens=64) | changes
-    return teachers.train_teachers(str(base), teachers.find_data_files(data), out, **settings)
+    return finetune.train_teachers(str(base), finetune.find_data_files(data), out, **settings)
 
 
 def test_teachers_are_ordinary_adapters_on_disjoint_data(base, data, tmp_path):
@@ -46,10 +47,10 @@ def test_training_lowers_the_loss_of_what_it_was_trained_on(base, data, tmp_path
     loaded = load_base(str(base))
     adapter = find_adapters(tmp_path / "t")[0]
     seen = json.loads((tmp_path / "t/art/art-1/prompts.json").read_text())["prompts"]
-    pairs = [pair for pair in teachers.read_pairs(data / "art.json") if pair["prompt"] in seen]
+    pairs = [pair for pair in finetune.read_pairs(data / "art.json") if pair["prompt"] in seen]
 
     def loss():
-        encoded = [teachers.encode(loaded.tokenizer, pair, 64) for pair in pairs]
+        encoded = [finetune.encode(loaded.tokenizer, pair, 64) for pair in pairs]
         losses = [loaded.model(input_ids=torch.tensor([i]), labels=torch.tensor([n])).loss.item() for i, n in encoded]
         return sum(losses) / len(losses)
 
@@ -82,19 +83,19 @@ def test_the_base_is_as_it_was_after_training(base, data, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base)
     before = {name: p.clone() for name, p in model.named_parameters()}
     tokenizer = load_base(str(base)).tokenizer
-    config = teachers.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    pairs = teachers.read_pairs(data / "art.json")
-    teachers.finetune(model, tokenizer, pairs, config, steps=2, lr=1e-2, batch_size=2, max_tokens=32, seed=0)
+    config = finetune.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    pairs = finetune.read_pairs(data / "art.json")
+    finetune.finetune(model, tokenizer, pairs, config, steps=2, lr=1e-2, batch_size=2, max_tokens=32, seed=0)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
 
 
 def test_only_the_response_counts(base):
     tokenizer = load_base(str(base)).tokenizer
-    ids, labels = teachers.encode(tokenizer, {"prompt": "abc", "response": "xy"}, 64)
+    ids, labels = finetune.encode(tokenizer, {"prompt": "abc", "response": "xy"}, 64)
     assert labels == [-100, -100, -100, -100, *ids[4:]]
     assert tokenizer.decode(ids[4:]) == "xy<end>" and tokenizer.decode(ids[:4]) == "abc\n"
-    ids, labels = teachers.encode(tokenizer, {"prompt": "a" * 99, "response": "xy"}, 16)
+    ids, labels = finetune.encode(tokenizer, {"prompt": "a" * 99, "response": "xy"}, 16)
     assert len(ids) == len(labels) == 16 and labels[-1] == ids[-1]  # a long prompt leaves room for one token
 
 
@@ -105,7 +106,7 @@ def test_only_the_response_counts(base):
 def test_an_unusable_data_file_is_named(tmp_path, content, reason):
     (tmp_path / "law.json").write_text(content)
     with pytest.raises(InputError, match=f"{reason}.*law.json|law.json.*{reason}"):
-        teachers.read_pairs(tmp_path / "law.json")
+        finetune.read_pairs(tmp_path / "law.json")
 
 
 def test_too_few_pairs_and_lists_of_another_length(base, data, tmp_path):
@@ -114,4 +115,4 @@ def test_too_few_pairs_and_lists_of_another_length(base, data, tmp_path):
     with pytest.raises(InputError, match="rank has 3 values for 2 splits"):
         train(base, data, tmp_path / "t", rank=[1, 2, 3])
     with pytest.raises(InputError, match="no data file"):
-        teachers.find_data_files(tmp_path / "nowhere")
+        finetune.find_data_files(tmp_path / "nowhere")

@@ -20,10 +20,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llgbm_nb import tokens
-from llgbm_nb.activations import BaseModel, load_base
-from llgbm_nb.deltas import DeltaSet, compute_deltas
+from llgbm_nb.delta_set import DeltaSet
+from llgbm_nb.deltas import compute_deltas
 from llgbm_nb.errors import InputError
+from llgbm_nb.evidence import tokens
+from llgbm_nb.forward.base import BaseModel, load_base
 
 TINY = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=260)
 CASES = ["qwen2", "gemma2", "gpt2", "softcap"]

@@ -9,7 +9,8 @@ from conftest import PROBES, save_adapter
 from sklearn.metrics import silhouette_score
 from test_analysis import delta_set
 
-from llgbm_nb import compute_deltas, create_probes, tuning
+from llgbm_nb import compute_deltas, create_probes
+from llgbm_nb.evidence import layer_choice
 
 DOMAINS = ["a", "b", "c"] * 5
 
@@ -26,7 +27,7 @@ def found(signal=(0.0, 0.0, 0.0, 0.0), seed=0, noise=1.0, probes=3):
 
 def test_the_grid_is_scikit_learns():
     sets = {"one": found((0, 0.3, 1, 2)), "other": found((2, 1, 0.3, 0), seed=1)}
-    grid = tuning.silhouette_grid(sets)
+    grid = layer_choice.silhouette_grid(sets)
     for name, each in sets.items():
         for layer in range(4):
             deltas = each.deltas(layer)
@@ -41,11 +42,11 @@ def test_silhouettes_of_many_settings_at_once_are_scikit_learns():
     points = np.random.default_rng(0).normal(size=(4, 15, 3))
     distances = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1)
     expected = [silhouette_score(each, own, metric="precomputed") for each in distances]
-    np.testing.assert_allclose(tuning._silhouettes(distances, own), expected)
+    np.testing.assert_allclose(layer_choice._silhouettes(distances, own), expected)
 
 
 def test_a_planted_best_setting_is_picked_and_holds_on_the_other_half():
-    choice = tuning.choose({"usual": found(), "good": found((0, 0, 3, 0), seed=1)})
+    choice = layer_choice.choose({"usual": found(), "good": found((0, 0, 3, 0), seed=1)})
     assert choice.setting[:2] == ("good", 2) and choice.share > 0.5
     assert choice.held_out > choice.usual + 0.3
 
@@ -53,14 +54,14 @@ def test_a_planted_best_setting_is_picked_and_holds_on_the_other_half():
 def test_noise_is_seen_through():
     """Among many settings without signal the pick looks good where it was picked, and is worth nothing elsewhere."""
     sets = {str(seed): found((0.0,) * 30, seed) for seed in range(3)}
-    choice = tuning.choose(sets)
+    choice = layer_choice.choose(sets)
     assert choice.picked > choice.held_out + 0.05
     assert abs(choice.held_out - choice.usual) < 0.05
 
 
 def test_the_numbers_of_a_choice_by_hand():
     sets = {"x": found((0.5, 1.0), seed=3)}
-    choice = tuning.choose(sets, splits=1, seed=5)
+    choice = layer_choice.choose(sets, splits=1, seed=5)
     random, own = np.random.default_rng(5), np.array([0, 1, 2] * 5)
     half = np.zeros(15, bool)
     for kind in range(3):
@@ -80,32 +81,34 @@ def test_the_numbers_of_a_choice_by_hand():
 
 def test_a_choice_that_cannot_be_checked_is_a_sentence():
     few = found().subset(range(9))
-    assert "at least four adapters" in tuning.choose({"x": few}).note
+    assert "at least four adapters" in layer_choice.choose({"x": few}).note
     nothing = replace(found(), differences=np.zeros((15, 3, 4, 16), np.float32))
-    assert "All deltas are zero" in tuning.choose({"x": nothing}).note
-    assert tuning.choice_text(tuning.choose({"x": few})).startswith("A choice can be checked")
-    assert "compare fairly" in tuning.choice_text(tuning.choose({"x": found((1, 1, 1, 1))})).replace("\n", " ")
+    assert "All deltas are zero" in layer_choice.choose({"x": nothing}).note
+    assert layer_choice.choice_text(layer_choice.choose({"x": few})).startswith("A choice can be checked")
+    assert "compare fairly" in layer_choice.choice_text(layer_choice.choose({"x": found((1, 1, 1, 1))})).replace(
+        "\n", " "
+    )
 
 
 def test_fewer_probes():
     each = found((1, 1, 1, 1), noise=3.0)
-    table = tuning.by_probe_count(each)
+    table = layer_choice.by_probe_count(each)
     singles = [silhouette_score(each.deltas(-1, [p]), DOMAINS, metric="cosine") for p in range(3)]
     assert table.loc[1, "mean"] == pytest.approx(np.mean(singles), abs=1e-5)
     assert (table.loc[1, "low"], table.loc[1, "high"]) == pytest.approx((min(singles), max(singles)), abs=1e-5)
     assert table.loc[3, "mean"] == pytest.approx(silhouette_score(each.deltas(), DOMAINS, metric="cosine"), abs=1e-5)
     rest = each.deltas() - each.deltas().mean(axis=0)
     assert table.loc[3, "centred"] == pytest.approx(silhouette_score(rest, DOMAINS, metric="cosine"), abs=1e-5)
-    assert len(tuning.by_probe_count(found(probes=12))) == 12  # 924 subsets of six: some of them
+    assert len(layer_choice.by_probe_count(found(probes=12))) == 12  # 924 subsets of six: some of them
 
 
 def test_a_sample_has_all_domains_alike_and_nobody_without_one():
     domains = ["a"] * 50 + ["b"] * 3 + ["unknown"] * 5 + ["c"] * 20
-    picked = tuning.spread_sample(domains, 12)
+    picked = layer_choice.spread_sample(domains, 12)
     assert len(set(picked)) == 12 and picked == sorted(picked)
     counts = {d: [domains[i] for i in picked].count(d) for d in "abc"}
     assert counts["b"] == 3 and {counts["a"], counts["c"]} == {4, 5}
-    assert tuning.spread_sample(["unknown"], 5) == [] and len(tuning.spread_sample(domains, 1000)) == 73
+    assert layer_choice.spread_sample(["unknown"], 5) == [] and len(layer_choice.spread_sample(domains, 1000)) == 73
 
 
 def test_probe_sets_of_a_run(zoo, base, tmp_path):
@@ -113,7 +116,7 @@ def test_probe_sets_of_a_run(zoo, base, tmp_path):
     shutil.copytree(zoo, tmp_path / "zoo")
     (save_adapter(tmp_path / "zoo/one/broken", base) / "adapter_model.safetensors").write_bytes(b"cut")
     run = compute_deltas(tmp_path / "zoo", PROBES, probe_type="mine", cache_dir=tmp_path / "deltas")
-    sets = tuning.probe_set_deltas(run)
+    sets = layer_choice.probe_set_deltas(run)
     assert list(sets) == ["mine", "generic", "math", "code", "commonsense", "mixed"]
     assert {each.names for each in sets.values()} == {run.delta_set.names} and len(run.delta_set) == 5
     for name, each in sets.items():
@@ -122,23 +125,23 @@ def test_probe_sets_of_a_run(zoo, base, tmp_path):
         assert each.probes == tuple(probes)
         np.testing.assert_allclose(each.deltas(2), alone.deltas(2), rtol=1e-4, atol=1e-6)
     assert sets["mixed"].base.shape[0] == 15
-    [again] = [tuning.probe_set_deltas(run, most=2)]
+    [again] = [layer_choice.probe_set_deltas(run, most=2)]
     assert all(len(each) == 2 for each in again.values())
 
 
 def test_a_run_is_cut_to_a_sample_only_if_it_is_larger(zoo, tmp_path):
     run = compute_deltas(zoo, PROBES, cache_dir=tmp_path)
-    assert tuning.sampled(run, 5) is run
-    few = tuning.sampled(run, 2).delta_set
+    assert layer_choice.sampled(run, 5) is run
+    few = layer_choice.sampled(run, 2).delta_set
     assert len(few) == 2 and len(set(few.domains)) == 2
-    assert len(tuning.sampled(run, 0).delta_set) == 0
+    assert len(layer_choice.sampled(run, 0).delta_set) == 0
     unknown = replace(run, delta_set=replace(run.delta_set, domains=("unknown",) * 5))
-    assert len(tuning.sampled(unknown, 3).delta_set) == 3
+    assert len(layer_choice.sampled(unknown, 3).delta_set) == 3
 
 
 def test_own_probes_called_like_a_shipped_set_are_told_apart(zoo, tmp_path):
     run = compute_deltas(zoo, PROBES, probe_type="generic", max_length=50, cache_dir=tmp_path)
-    sets = tuning.probe_set_deltas(run, 2)
+    sets = layer_choice.probe_set_deltas(run, 2)
     assert list(sets) == ["generic (own)", "generic", "math", "code", "commonsense", "mixed"]
     assert sets["generic"].probes == tuple(create_probes()) and sets["generic (own)"].probes == tuple(PROBES)
 
@@ -146,7 +149,7 @@ def test_own_probes_called_like_a_shipped_set_are_told_apart(zoo, tmp_path):
 def test_probes_of_several_sets_are_there_once_each():
     one, other = found(probes=3), found(seed=1, probes=4)
     one, other = replace(one, probes=("a", "b", "c")), replace(other, probes=("d", "b", "e", "a"))
-    both = tuning.joined([one, other])
+    both = layer_choice.joined([one, other])
     assert both.probes == ("a", "b", "c", "d", "e")
     for i in range(15):
         expected = np.concatenate([one.differences[i], other.differences[i][[0, 2]]])
@@ -156,9 +159,9 @@ def test_probes_of_several_sets_are_there_once_each():
 
 def test_without_adapters_there_is_nothing_to_choose(zoo, tmp_path):
     run = compute_deltas(zoo, PROBES, probe_type="mine", cache_dir=tmp_path)
-    sets = tuning.probe_set_deltas(run, 0)
+    sets = layer_choice.probe_set_deltas(run, 0)
     assert list(sets) == ["mine"] and len(sets["mine"]) == 0
-    assert tuning.silhouette_grid(sets)[False].isna().all(axis=None)
-    assert tuning.choose(sets).note == tuning.NOTHING
-    assert tuning.choose(sets).note == tuning.choice_text(tuning.choose(sets)) != ""
-    assert tuning.by_probe_count(tuning.joined(sets.values()))["mean"].isna().all()
+    assert layer_choice.silhouette_grid(sets)[False].isna().all(axis=None)
+    assert layer_choice.choose(sets).note == layer_choice.NOTHING
+    assert layer_choice.choose(sets).note == layer_choice.choice_text(layer_choice.choose(sets)) != ""
+    assert layer_choice.by_probe_count(layer_choice.joined(sets.values()))["mean"].isna().all()

@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from sklearn.neighbors import NearestNeighbors
 from transformers import AutoModelForCausalLM
 
-from llgbm_nb import InputError, compute_deltas, find_adapters, use_figures, uses
-from llgbm_nb.activations import last_token_states, load_base, tokenize
-from llgbm_nb.adapters import Adapter
-from llgbm_nb.paths import ROOT
-from llgbm_nb.peft_adapter import base_state
-from llgbm_nb.reference import reference_delta
-from llgbm_nb.teachers import read_pairs
+from llgbm_nb import InputError, compute_deltas, find_adapters, uses
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.evidence.reference import reference_delta
+from llgbm_nb.files import ROOT
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.peft_route import base_state
+from llgbm_nb.forward.states import last_token_states, tokenize
+from llgbm_nb.uses import figures, together
+from llgbm_nb.uses.finetune import read_pairs
 
 LORAS = {
     "one/a": dict(r=4, target_modules=["q_proj", "v_proj"]),
@@ -254,7 +256,7 @@ def test_pairs_are_drawn_among_plain_lora_of_known_domains(run, loaded):
 
 
 def test_the_draw_depends_on_the_seed_alone(run):
-    draws = [uses._pairs(run.delta_set, 2, seed) for seed in (0, 0, 1, 2, 3)]
+    draws = [together._pairs(run.delta_set, 2, seed) for seed in (0, 0, 1, 2, 3)]
     assert draws[0] == draws[1] and any(draw != draws[0] for draw in draws[2:])
 
 
@@ -480,31 +482,31 @@ def title(figure) -> str:
 def test_the_pictures_say_what_is_in_the_tables(run, loaded):
     table = uses.additivity(run, loaded)
     nearer = int((table["cosine"] > table["single"]).sum())
-    assert f"nearer than either in {nearer} of 6 pairs" in title(use_figures.additivity(table))
+    assert f"nearer than either in {nearer} of 6 pairs" in title(figures.additivity(table))
     queries = {"one-a": folder_of(run, "a"), "two-b": folder_of(run, "b")}
-    figure = use_figures.query_cosines(
+    figure = figures.query_cosines(
         uses.query_cosines(run, queries), run.delta_set.domains, {"one-a": "one", "two-b": "two"}
     )
     assert "query's domain in 1 of 2 queries" in title(figure)
     merge = uses.merge_check(run, loaded, ["a", "c"])
-    assert f"cosine {merge['cosine']:.3f} to the sum" in title(use_figures.merge_map(merge))
+    assert f"cosine {merge['cosine']:.3f} to the sum" in title(figures.merge_map(merge))
 
 
 def test_nothing_to_show_is_a_sentence(run, loaded):
     alone = dataclasses.replace(run, delta_set=run.delta_set.subset([0]))
     for figure in (
-        use_figures.additivity(uses.additivity(alone, loaded)),
-        use_figures.query_cosines(uses.query_cosines(run, {}), run.delta_set.domains, {}),
-        use_figures.merge_map(uses.merge_or_reason(alone, loaded, ["a"])),
+        figures.additivity(uses.additivity(alone, loaded)),
+        figures.query_cosines(uses.query_cosines(run, {}), run.delta_set.domains, {}),
+        figures.merge_map(uses.merge_or_reason(alone, loaded, ["a"])),
     ):
         assert len(figure.axes[0].texts) == 1 and not figure.axes[0].axison
 
 
 def test_of_many_adapters_each_domain_has_one_point_for_a_query(run, monkeypatch):
     queries, domains = {"one-a": folder_of(run, "a")}, run.delta_set.domains
-    monkeypatch.setattr(use_figures, "MANY", 3)
+    monkeypatch.setattr(figures, "MANY", 3)
     cosines = uses.query_cosines(run, queries)
-    figure = use_figures.query_cosines(cosines, domains, {"one-a": "one"})
+    figure = figures.query_cosines(cosines, domains, {"one-a": "one"})
     points = [offsets[:, 0] for offsets in (c.get_offsets() for c in figure.axes[0].collections[:-1])]
     expected = [[cosines.iloc[0, [i for i, d in enumerate(domains) if d == domain]].max()] for domain in ("one", "two")]
     np.testing.assert_allclose(points, expected)

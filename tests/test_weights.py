@@ -13,13 +13,12 @@ from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig
 
-from llgbm_nb.activations import load_base
-from llgbm_nb.adapters import Adapter, find_adapters
-from llgbm_nb.analysis import centered
+from llgbm_nb.analysis.geometry import centered
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.collection.find import find_adapters
 from llgbm_nb.deltas import compute_deltas
 from llgbm_nb.errors import InputError
-from llgbm_nb.peft_adapter import base_state
-from llgbm_nb.weights import (
+from llgbm_nb.evidence.alternatives import (
     change_cosines,
     compare_methods,
     flattened_cosines,
@@ -28,6 +27,8 @@ from llgbm_nb.weights import (
     output_cosines,
     salient_cosines,
 )
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.peft_route import base_state
 
 LORAS = {
     "r4": dict(),
@@ -171,7 +172,7 @@ def test_flattened_weights_that_one_of_two_lacks_are_orthogonal(loras):
 
 def test_flattened_in_blocks_of_columns_is_the_same(monkeypatch, loras):
     expected = flattened_cosines(adapters(*loras))
-    monkeypatch.setattr("llgbm_nb.weights._COLUMNS", 7)
+    monkeypatch.setattr("llgbm_nb.evidence.alternatives._COLUMNS", 7)
     np.testing.assert_allclose(flattened_cosines(adapters(*loras)), expected, atol=1e-6)
 
 

@@ -1,0 +1,13 @@
+"""Numbers from a `DeltaSet`: numpy in, numpy and pandas out.
+
+No files, no torch, no pictures.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "geometry": ["Pairs", "centered", "cluster_order", "directions", "domain_means", "near", "nearest", "norms", "pairs", "similarity", "spread_sample"],
+    "silhouettes": ["ALL_ALIKE", "ALL_ZERO", "Silhouette", "silhouette", "silhouette_by_layer", "silhouette_samples"],
+    "projection": ["pca", "tsne", "turned"],
+    "tables": ["failure_text", "label_text", "neighbour_overview", "neighbour_table", "neighbours", "overview", "summary", "summary_text", "table", "times"],
+})  # fmt: skip

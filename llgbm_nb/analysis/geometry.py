@@ -1,0 +1,157 @@
+"""Numbers from a DeltaSet: numpy and pandas out. No files, no torch, no pictures.
+
+Adapters are compared by the cosine of their deltas, as in the Delta Activations paper (arXiv 2509.04442): what is
+similar there is the direction in which behaviour moved. Adapters of the domain "unknown" are left out of every score.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics.pairwise import cosine_similarity
+
+from ..collection.adapters import UNKNOWN
+
+ROUNDING = 1e-5  # of a delta's norm; float32's own error (README, "Rounding relative to the delta")
+
+
+MANY = 1000  # adapters; of more, the cosines of all pairs are never there at once, and pictures show some of them
+
+
+BLOCK = 500  # rows of cosines that are there at once: 40 MB of them with 10,000 adapters
+
+
+SHOWN = 300  # of more than MANY adapters, so many rows of the heatmap
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The cosines between n adapters, as far as a picture can show them.
+
+    `shown` (m,) are the adapters whose `cosines` (m, m) these are: all, or of more than MANY some of every domain.
+    `order` and `tree` are `cluster_order`'s of these. Of more than MANY, `means`, `within` and `across` are what
+    `domain_means` says of all of them; else None, as `cosines` has it.
+    """
+
+    shown: np.ndarray
+    cosines: np.ndarray
+    order: np.ndarray
+    tree: np.ndarray | None
+    means: pd.DataFrame | None = None
+    within: float | None = None
+    across: float | None = None
+
+
+def similarity(deltas: np.ndarray) -> np.ndarray:
+    """Cosine of every pair of rows: (adapters, adapters), diagonal exactly 1. A zero delta is similar to nothing.
+
+    All pairs at once, float64: for thousands of adapters see `near` and `pairs`.
+    """
+    if not len(deltas):
+        return np.zeros((0, 0))
+    cosines = cosine_similarity(deltas.astype(np.float64))
+    np.fill_diagonal(cosines, 1.0)
+    return cosines
+
+
+def directions(deltas: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64; zero ones stay zero, and are similar to nothing."""
+    rows = deltas.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1.0)
+
+
+def centered(deltas: np.ndarray) -> np.ndarray:
+    """Deltas minus the pool's mean delta: what an adapter does beyond what all of them do.
+
+    What is left of adapters that are all alike is rounding, which has directions, too: it is taken for exactly zero.
+    """
+    if not len(deltas):
+        return deltas
+    rest = deltas - deltas.mean(axis=0, keepdims=True)
+    rest[norms(rest) <= ROUNDING * norms(deltas).max()] = 0.0
+    return rest
+
+
+def nearest(cosines: np.ndarray, k: int) -> np.ndarray:
+    """Each row's `k` nearest others, (adapters, k) indices, the nearest first; of equally near ones the first."""
+    others = -cosines.copy()
+    np.fill_diagonal(others, np.inf)
+    return np.argsort(others, axis=1, kind="stable")[:, : max(0, min(k, len(cosines) - 1))]
+
+
+def near(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same from `directions` (adapters, hidden), and the cosines: two arrays (adapters, k), int64 and float64.
+
+    Exact: BLOCK rows at a time are compared with all, in the dtype of `rows`, and no more is there at once.
+    """
+    k = max(0, min(k, len(rows) - 1))
+    found, values = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
+    for start in range(0, len(rows) if k else 0, BLOCK):
+        cosines = rows[start : start + BLOCK] @ rows.T
+        each = np.arange(len(cosines))
+        cosines[each, start + each] = -np.inf
+        for rank in range(k):  # argmax takes the first of equally near ones
+            found[start + each, rank] = best = cosines.argmax(axis=1)
+            values[start + each, rank] = cosines[each, best]
+            cosines[each, best] = -np.inf
+    return found, values
+
+
+def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
+    """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: with those that have none, too."""
+    random, groups = np.random.default_rng(seed), []
+    domains = np.asarray(domains, dtype=object)
+    for domain in sorted(set(domains) - (set() if unknown else {UNKNOWN})):
+        mine = np.flatnonzero(domains == domain)
+        groups.append(list(random.permutation(mine)))
+    rounds = [group[i] for i in range(max(map(len, groups), default=0)) for group in groups if i < len(group)]
+    return sorted(int(i) for i in rounds[:most])
+
+
+def pairs(deltas: np.ndarray, domains) -> Pairs:
+    """The cosines of every pair for a heatmap; of more than MANY adapters, their means by domain and a sample."""
+    if len(deltas) <= MANY:
+        cosines = similarity(deltas)
+        return Pairs(np.arange(len(deltas)), cosines, *cluster_order(cosines))
+    shown = np.array(spread_sample(domains, SHOWN, unknown=True))
+    cosines = similarity(deltas[shown])
+    return Pairs(shown, cosines, *cluster_order(cosines), *domain_means(deltas, domains))
+
+
+def domain_means(deltas: np.ndarray, domains) -> tuple[pd.DataFrame, float, float]:
+    """The mean cosine of two different adapters: by their domains (domains, domains), within and across domains.
+
+    Adapters of the domain "unknown" are left out; NaN where there are no two. A sum of cosines is the cosine of sums,
+    so that no pair is formed.
+    """
+    domains = np.asarray(domains, dtype=object)
+    labelled = domains != UNKNOWN
+    kinds, own, sizes = np.unique(domains[labelled].astype(str), return_inverse=True, return_counts=True)
+    rows = directions(deltas[labelled])
+    totals = np.zeros((len(kinds), rows.shape[1]))
+    np.add.at(totals, own, rows)
+    sums, counts = totals @ totals.T, np.outer(sizes, sizes).astype(float)
+    sums[np.diag_indices(len(kinds))] -= np.bincount(own, (rows**2).sum(axis=1), len(kinds))  # each one with itself
+    counts[np.diag_indices(len(kinds))] -= sizes
+    same = np.eye(len(kinds), dtype=bool)
+    within, across = (sums[m].sum() / counts[m].sum() if counts[m].sum() else np.nan for m in (same, ~same))
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return pd.DataFrame(means, kinds, kinds), float(within), float(across)
+
+
+def cluster_order(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """An order of the rows that puts similar ones side by side, and the linkage (scipy, average) that it comes from."""
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
+    if len(cosines) < 3:
+        return np.arange(len(cosines)), None
+    distances = squareform(np.clip(1.0 - (cosines + cosines.T) / 2, 0.0, 2.0), checks=False)
+    tree = optimal_leaf_ordering(linkage(distances, "average"), distances)
+    return leaves_list(tree), tree
+
+
+def norms(deltas: np.ndarray) -> np.ndarray:
+    """||Delta|| of every row."""
+    return np.linalg.norm(deltas, axis=1)

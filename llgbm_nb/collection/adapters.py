@@ -1,0 +1,218 @@
+"""Finding adapters: path, name, domain, base model, content fingerprint; and reading their weights safely.
+
+An adapter is a folder with an `adapter_config.json`, as PEFT saves it, or a full fine-tuned checkpoint: a folder with a
+model's `config.json` and weights. This module runs no model.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import files_fingerprint
+
+CONFIG = "adapter_config.json"
+
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
+
+
+MODEL_CONFIG = "config.json"
+
+
+MODEL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter's folder, or a full checkpoint's.
+
+    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` says why there
+    is nothing to read, of one that a list names and that could not be had; its `path` is then what the list calls it.
+    """
+
+    path: str
+    name: str
+    domain: str = UNKNOWN
+    problem: str = ""
+
+    @cached_property
+    def config(self) -> dict:
+        """Its `adapter_config.json`; {} if that is missing or not JSON (the run lists the adapter with the reason)."""
+        if self.problem:
+            return {}
+        try:
+            config = json.loads((Path(self.path) / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return config if isinstance(config, dict) else {}
+
+    @cached_property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a model of its own: no adapter's config or weights, but a model's."""
+        files = set(os.listdir(self.path)) if not self.problem and Path(self.path).is_dir() else set()
+        return is_checkpoint(files)
+
+    @property
+    def base_model(self) -> str:
+        """The base that the adapter says it was trained on; "" if it does not say, as a full checkpoint never does."""
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def kind(self) -> str:
+        """What kind of adapter it is, for tables: "LoRA r8 q,v", "DoRA r16 all linear", "IA3", "full model", …"""
+        if self.is_checkpoint:
+            return "full model"
+        kind = str(self.config.get("peft_type", "?"))
+        if kind != "LORA":
+            return kind
+        variant = "DoRA" if self.config.get("use_dora") else "rsLoRA" if self.config.get("use_rslora") else "LoRA"
+        return f"{variant} r{self.config.get('r', '?')} {_targets_in_short(self.config.get('target_modules'))}"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the config's and the weights' bytes. Raises InputError if one of the files cannot be read."""
+        try:
+            return files_fingerprint(self.files)
+        except OSError as error:
+            raise InputError(f"its files cannot be read ({error.strerror or error})") from error
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that decide its delta. Raises InputError if config or weights are missing."""
+        if self.problem:
+            raise InputError(self.problem)
+        if self.is_checkpoint:
+            parts = ("*.safetensors", "*.bin", "*.index.json", "*.py")
+            files = sorted(f for part in parts for f in Path(self.path).glob(part))
+            return [Path(self.path) / MODEL_CONFIG, *files, *shards_below(self.path)]
+        return [Path(self.path) / CONFIG, self.weights_file]
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that holds the weights. Raises InputError if config or weights are missing."""
+        if not (Path(self.path) / CONFIG).is_file():
+            raise InputError(f"{CONFIG} is missing")
+        for name in WEIGHTS:
+            if (Path(self.path) / name).is_file():
+                return Path(self.path) / name
+        raise InputError(f"{WEIGHTS[0]} is missing")
+
+    def read_tensors(self) -> dict:
+        """The adapter's tensors on the CPU, by PEFT's names, in their stored dtype.
+
+        Raises InputError for truncated files, pickles with anything but tensors in them, no tensors, non-finite values.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = self.weights_file
+        try:
+            if file.suffix == ".safetensors":
+                tensors = load_file(file)
+            else:
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
+        except SafetensorError as error:
+            raise InputError(f"{file.name} is damaged or cut off ({error})") from error
+        except Exception as error:  # torch.load raises many kinds for a damaged or unsafe pickle
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"{file.name} cannot be read as plain tensors ({reason})") from error
+        if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
+            raise InputError(f"{file.name} does not hold tensors by name")
+        # A sum is finite if all is, and quicker to have; it can overflow without, so look again before saying so.
+        if not torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()]).isfinite().all():
+            for name, tensor in tensors.items():
+                if not torch.isfinite(tensor).all():
+                    raise InputError(f"{file.name} has values that are not finite, in {name}")
+        return tensors
+
+
+def is_lora(kind: str) -> bool:
+    """Whether an `Adapter.kind` is LoRA without magnitudes: most of these are plain, and share passes."""
+    return kind.startswith(("LoRA", "rsLoRA"))
+
+
+def is_checkpoint(files: set[str]) -> bool:
+    """Whether a folder with these files is a full checkpoint, and no adapter."""
+    adapter = CONFIG in files or any(name in files for name in WEIGHTS)
+    return not adapter and MODEL_CONFIG in files and any(name in files for name in MODEL_WEIGHTS)
+
+
+def shard_names(folder: str | Path) -> set[str]:
+    """The files of a model's weights that its index names, whether they are there or not."""
+    named = set()
+    for index in Path(folder).glob("*.index.json"):
+        try:
+            named |= set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # whoever loads the model says what is wrong
+    return named
+
+
+def shards_below(folder: str | Path) -> list[Path]:
+    """A model's weights that its index names in folders below its own."""
+    named = sorted(name for name in shard_names(folder) if "/" in name)
+    return [Path(folder) / name for name in named if (Path(folder) / name).is_file()]
+
+
+def check_tokenizer(adapter: Adapter, tokenizer) -> None:
+    """Raises InputError if the adapter's folder holds a tokenizer with tokens that the base's `tokenizer` lacks."""
+    lacking = [t for t in _added_tokens(adapter.path) if tokenizer.convert_ids_to_tokens(_id_of(tokenizer, t)) != t]
+    if lacking:
+        raise InputError(
+            f"its tokenizer has {len(lacking)} tokens that the base's lacks, such as {lacking[0]!r}: "
+            "it is for a base with a larger vocabulary"
+        )
+
+
+def _id_of(tokenizer, token: str) -> int:
+    number = tokenizer.convert_tokens_to_ids(token)
+    return 0 if number is None else number
+
+
+def _added_tokens(folder: str) -> tuple[str, ...]:
+    files = [Path(folder) / name for name in ("tokenizer.json", "added_tokens.json") if (Path(folder) / name).is_file()]
+    for file in files:
+        if (key := files_fingerprint([file])) not in _TOKENS:  # adapters of one base bring along the same tokenizer
+            _TOKENS[key] = _tokens_in(file)
+    return tuple(token for file in files for token in _TOKENS[files_fingerprint([file])])
+
+
+_TOKENS: dict[str, tuple[str, ...]] = {}  # by fingerprint
+
+
+def _tokens_in(file: Path) -> tuple[str, ...]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if file.name == "added_tokens.json":
+            tokens = [*content]
+        else:
+            tokens = [token["content"] for token in content.get("added_tokens") or ()]
+        if not all(isinstance(token, str) for token in tokens):
+            raise TypeError("a token is no text")
+        return tuple(tokens)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"its {file.name} cannot be read ({error})") from error
+
+
+def _targets_in_short(targets) -> str:
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        return "all linear" if targets == "all-linear" else str(targets or "")
+    short = {target.rsplit(".", 1)[-1].removesuffix("_proj") for target in targets}
+    if short == {"q", "k", "v", "o", "gate", "up", "down"}:
+        return "all linear"
+    order = {name: rank for rank, name in enumerate(("q", "k", "v", "o", "gate", "up", "down"))}
+    short = sorted(short, key=lambda name: (order.get(name, 99), name))
+    return ",".join(short) if len(short) <= 4 else f"{len(short)} modules"

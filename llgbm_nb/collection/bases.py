@@ -1,0 +1,71 @@
+"""TODO: header."""
+
+import contextlib
+import os
+from collections import Counter
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import from_root
+from .adapters import CONFIG, Adapter
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two names mean the same base model.
+
+    Two hub ids do if they are equal, two folders if they are the same folder, a hub id and a folder if their last parts
+    agree ("Qwen/Qwen2.5-1.5B" and "/models/Qwen2.5-1.5B"). A snapshot in the hub's cache counts as its hub id.
+    """
+    one, other = _hub_name(one), _hub_name(other)
+    hub_ids = _is_hub_id(one) + _is_hub_id(other)
+    if hub_ids == 2:
+        return one == other
+    if hub_ids == 1:
+        return Path(one).name.lower() == Path(other).name.lower()
+    return os.path.realpath(from_root(one)) == os.path.realpath(from_root(other))
+
+
+def base_of(adapters: list[Adapter]) -> str:
+    """The base model that most of `adapters` name (of several equally frequent ones, the first by name).
+
+    Raises InputError if none names one.
+    """
+    named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
+    if not named and (lost := [adapter for adapter in adapters if adapter.problem]):
+        some = f"{lost[0].path}: {lost[0].problem}"
+        raise InputError(f"{len(lost)} of {len(adapters)} adapters could not be had, such as {some}")
+    if not named:
+        raise InputError(f"no adapter says in its {CONFIG} which base model it belongs to; set base_model")
+    return min(named, key=lambda name: (-named[name], name))
+
+
+def by_base(adapters: list[Adapter]) -> dict[str, list[Adapter]]:
+    """The adapters of each base that they name, {base: adapters}, the base of most adapters first.
+
+    Names of one base (see `same_base`) are one group, under the most frequent of them. Adapters that name none, or one
+    that cannot be looked up, go with the first group. The order of `adapters` is kept in each.
+    Raises InputError if none names a base.
+    """
+    usual = base_of(adapters)
+    named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
+    base_by_name: dict[str, str] = {}
+    for name in sorted(named, key=lambda name: (-named[name], name)):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the run says that it cannot be looked up
+            base_by_name[name] = next(base for base in (*base_by_name.values(), name) if same_base(base, name))
+    sizes = Counter(base_by_name[adapter.base_model] for adapter in adapters if adapter.base_model in base_by_name)
+    groups: dict[str, list[Adapter]] = {base: [] for base, _ in sizes.most_common()} or {usual: []}
+    first = next(iter(groups))
+    for adapter in adapters:
+        groups[base_by_name.get(adapter.base_model, first)].append(adapter)
+    return groups
+
+
+def _hub_name(name: str) -> str:
+    for part in Path(name).parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return name.rstrip("/")
+
+
+def _is_hub_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not from_root(name).exists()

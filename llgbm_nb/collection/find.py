@@ -1,0 +1,95 @@
+"""TODO: header."""
+
+import csv
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import shown
+from .adapters import CONFIG, UNKNOWN, WEIGHTS, Adapter, is_checkpoint
+
+
+def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
+    """Every folder below `checkpoint_dir` with an adapter or a full checkpoint in it, sorted; hidden ones left out.
+
+    Links are followed, and a folder that several lead to is listed once.
+
+    Raises InputError if the folder does not exist.
+    """
+    if not Path(checkpoint_dir).is_dir():
+        raise InputError(f"the checkpoint folder {shown(checkpoint_dir)} does not exist; set checkpoint_dir")
+    if _as_utf8(checkpoint_dir) != str(checkpoint_dir):
+        raise InputError(f"the name of the checkpoint folder {_as_utf8(checkpoint_dir)} is not UTF-8; rename it")
+    found, seen = [], set()
+    for folder, subfolders, files in os.walk(checkpoint_dir, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in seen:  # reached by a link once more
+            subfolders.clear()
+            continue
+        seen.add(real)
+        if CONFIG in files or any(name in files for name in WEIGHTS) or is_checkpoint(set(files)):
+            found.append(_as_utf8(folder))  # not there under this name, if it is not UTF-8: listed, and refused
+    return sorted(found)
+
+
+def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
+    """The adapters below `checkpoint_dir`, sorted by path, each with its domain and a name of its own.
+
+    If it is a file, it is a list of them, with domains and in an order of its own, see `lists.listed_adapters`.
+    The domain is what `labels.csv` (columns path,domain; paths relative to `checkpoint_dir`) says, if there is such a
+    file, else the first folder of the adapter's path below `checkpoint_dir`; without one it is "unknown".
+    The name is the path below that first folder, or the whole relative path where two would be the same.
+    Raises InputError if there are no adapters, or if `labels.csv` cannot be used.
+    """
+    root = Path(checkpoint_dir)
+    if root.is_file():
+        from .hub_lists import listed_adapters  # which makes Adapters
+
+        return listed_adapters(root)
+    paths = find_adapter_paths(root)
+    if not paths:
+        raise InputError(
+            f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model. Put adapters in "
+            f"{shown(root)}/<domain>/<name>/ or set checkpoint_dir."
+        )
+    parts = [Path(path).relative_to(root).parts for path in paths]
+    labels = _read_labels(root)
+    if labels is None:
+        domains = [part[0] if len(part) > 1 else UNKNOWN for part in parts]
+    else:
+        absolute = [os.path.abspath(path) for path in paths]
+        domains = [labels.get(path, UNKNOWN) for path in absolute]
+        if stray := sorted(set(labels) - set(absolute)):
+            warnings.warn(f"labels.csv names {len(stray)} folders without an adapter, such as {stray[0]}", stacklevel=2)
+    short = ["/".join(part[1:]) or (part[0] if part else root.name) for part in parts]
+    times = Counter(short)
+    names = [name if times[name] == 1 else "/".join(part) for name, part in zip(short, parts, strict=True)]
+    if len(set(names)) < len(names):
+        names = ["/".join(part) for part in parts]
+    return [Adapter(*each) for each in zip(paths, names, domains, strict=True)]
+
+
+def _read_labels(root: Path) -> dict[str, str] | None:
+    file = root / "labels.csv"
+    if not file.exists():
+        return None
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            rows = [(row["path"].strip(), row["domain"].strip() or UNKNOWN) for row in reader]
+            if not {"path", "domain"} <= set(reader.fieldnames or ()):
+                raise KeyError("path, domain")
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
+        raise InputError(f"{shown(file)} must be a CSV file with the columns path,domain ({error!r})") from error
+    labels = {}
+    for path, domain in rows:
+        if labels.setdefault(os.path.abspath(root / path), domain) != domain:
+            raise InputError(f"{shown(file)} gives {path} two domains; keep one of the rows")
+    return labels
+
+
+def _as_utf8(path: str | Path) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -1,0 +1,171 @@
+"""Could it be chance? Numbers that say how far a collection's picture is to be trusted; numpy in, numpy out.
+
+All of them come from the differences that one pass has produced: nothing is measured again here.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from ..analysis.geometry import centered, directions, near, norms, similarity
+from ..analysis.silhouettes import silhouette, silhouette_samples
+from ..collection.adapters import UNKNOWN
+
+SPLITS = 200  # of the probes in two halves; where there are more ways, so many random ones are taken
+
+
+PAIRED = 1000  # adapters whose pairs are correlated; of more, so many random ones
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well two halves of the probes agree on which adapters are similar, over `splits` ways to halve them.
+
+    `half` is the mean correlation between the halves' cosines, `full` what it predicts for all probes together
+    (Spearman 1910, Brown 1910: 2 r / (1 + r)). NaN with the reason in `note` where it cannot be said.
+    """
+
+    half: float
+    full: float
+    splits: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What of a silhouette and of nearest neighbours chance could have done; NaN with the reason in `note`.
+
+    `score` is the silhouette by domain, `p` the share of shuffled labellings (the true one among them) that reach it,
+    `interval` its 95 % interval over adapters drawn anew within each domain, `shuffled` (permutations,) the silhouettes
+    of the shuffled labellings. `accuracy` is the share of adapters whose nearest other has the same domain,
+    `expected_accuracy` what that is by chance, and `accuracy_p` as `p`.
+    """
+
+    score: float
+    p: float
+    interval: tuple[float, float]
+    shuffled: np.ndarray
+    accuracy: float
+    expected_accuracy: float
+    accuracy_p: float
+    note: str = ""
+
+
+def reliability(differences: np.ndarray, center: bool = False, seed: int = 0) -> Reliability:
+    """Split-half reliability of the cosines over the probes, from `differences` (adapters, probes, hidden) of a layer.
+
+    All ways to split the probes in two are taken (of an odd number, one half has one more), or SPLITS random ones.
+    """
+    count, probes = differences.shape[:2]
+    if probes < 2 or count < 3:
+        what = "two probes" if probes < 2 else "three adapters"
+        return Reliability(np.nan, np.nan, 0, f"Reliability over probes needs at least {what}.")
+    random = np.random.default_rng(seed)
+    if count > PAIRED:
+        differences = differences[np.sort(random.choice(count, PAIRED, replace=False))]
+    pairs = np.triu_indices(len(differences), 1)
+    found = []
+    for half in _halves(probes, random):
+        both = []
+        for part in (half, np.setdiff1d(np.arange(probes), half)):
+            deltas = differences[:, part].mean(axis=1, dtype=np.float32)
+            both.append(similarity(centered(deltas) if center else deltas)[pairs])
+        if all(np.ptp(cosines) > 1e-9 for cosines in both):
+            found.append(np.corrcoef(*both)[0, 1])
+    if not found:
+        return Reliability(np.nan, np.nan, 0, "All adapters are equally similar: there is nothing to agree on.")
+    half = float(np.mean(found))
+    return Reliability(half, 2 * half / (1 + half) if half > -1 else np.nan, len(found))
+
+
+def _halves(probes: int, random: np.random.Generator) -> list[np.ndarray]:
+    """The smaller halves of the ways to split the probes; of two equal halves, the one with the first probe."""
+    size = probes // 2
+    ways = comb(probes, size) // (1 if probes % 2 else 2)
+    if ways <= SPLITS:
+        halves = [np.array(half) for half in combinations(range(probes), size)]
+        return halves[:ways]  # of an even number, the second half of the list mirrors the first
+    return [np.sort(random.choice(probes, size, replace=False)) for _ in range(SPLITS)]
+
+
+def probe_spread(differences: np.ndarray) -> np.ndarray:
+    """How far single probes' differences lie from their mean, the delta, as a share of its norm: float64 (adapters,).
+
+    The standard deviation over the probes, from `differences` (adapters, probes, hidden): infinite for a delta of zero,
+    NaN for one probe. The mean of P such probes is off by about this over the square root of P.
+    """
+    count, deltas = differences.shape[1], differences.mean(axis=1, dtype=np.float64)
+    if count < 2:
+        return np.full(len(deltas), np.nan)
+    away = np.sqrt(((differences - deltas[:, None]) ** 2).sum(axis=(1, 2)) / (count - 1))
+    sizes = norms(deltas)
+    return np.divide(away, sizes, out=np.full(len(sizes), np.inf), where=sizes > 0)
+
+
+def permutation_test(deltas: np.ndarray, domains, permutations: int = 999, seed: int = 0) -> Chance:
+    """Permutation test and bootstrap interval of the silhouette by domain, and nearest neighbours beside their chance.
+
+    Labels are shuffled `permutations` times among the adapters that have one (Phipson and Smyth 2010 for the p-value).
+    The interval is the percentile bootstrap over adapters, drawn within each domain as often as it has any; copies of
+    one adapter are not compared with each other, which would flatter it.
+    """
+    score, domains = silhouette(deltas, domains), np.asarray(domains, dtype=object)
+    if score.note:
+        return Chance(np.nan, np.nan, (np.nan, np.nan), np.zeros(0), np.nan, np.nan, np.nan, score.note)
+    labelled = domains != UNKNOWN
+    kinds, own = np.unique(domains[labelled].astype(str), return_inverse=True)
+    rows, count, random = directions(deltas[labelled]), len(own), np.random.default_rng(seed)
+    other = near(rows, 1)[0][:, 0]
+
+    labellings = [random.permutation(own) for _ in range(permutations)]
+    shuffled = np.array([silhouette_samples(rows, each, len(kinds)).mean() for each in labellings])
+    accuracy = float((own[other] == own).mean())
+    accuracies = np.array([(each[other] == each).mean() for each in labellings])
+    sizes = np.bincount(own)
+
+    drawn = []
+    for _ in range(permutations):
+        copies = np.zeros(count)
+        for kind, size in enumerate(sizes):
+            copies[own == kind] = random.multinomial(size, np.full(size, 1 / size))
+        drawn.append(np.average(silhouette_samples(rows, own, len(kinds), copies), weights=copies))
+    return Chance(
+        score.score, _p_value(shuffled, score.score), tuple(np.percentile(drawn, [2.5, 97.5])), shuffled,
+        accuracy, float((sizes * (sizes - 1)).sum() / (count * (count - 1))), _p_value(accuracies, accuracy),
+    )  # fmt: skip
+
+
+def _p_value(shuffled: np.ndarray, observed: float) -> float:
+    return float((1 + (shuffled >= observed - 1e-12).sum()) / (1 + len(shuffled)))
+
+
+def chance_text(found: Chance) -> str:
+    """A `Chance` in sentences that say how to read it."""
+    if found.note:
+        return found.note
+    least = 1 / (1 + len(found.shuffled))
+    p, of_nearest = (
+        f"{p:.3f}" if p > least else f"{least:.3f}, the least it can be" for p in (found.p, found.accuracy_p)
+    )
+    low, high = found.interval
+    return (
+        f"Silhouette by domain {found.score:.2f}; with other adapters of the same domains it would lie between "
+        f"{low:.2f} and {high:.2f} (95 % bootstrap interval).\n"
+        f"Shuffled labels reach {found.shuffled.mean():.2f} on average, at most {found.shuffled.max():.2f} in "
+        f"{len(found.shuffled)} tries: p = {p}. Below 0.05, chance is an unlikely reason for the grouping.\n"
+        f"The nearest other adapter is of the same domain for {100 * found.accuracy:.0f} % of the adapters; by "
+        f"chance it would be for {100 * found.expected_accuracy:.0f} % (p = {of_nearest})."
+    )
+
+
+def reliability_text(found: Reliability, probes: int) -> str:
+    """A `Reliability` in a sentence that says how to read it."""
+    if found.note:
+        return found.note
+    return (
+        f"Two halves of the probes agree on which adapters are similar with a correlation of {found.half:.2f} (mean "
+        f"over {found.splits} ways to halve them); all {probes} together have a reliability of {found.full:.2f} "
+        "(Spearman–Brown). Near 1, other probes of this kind would show the same picture; below about 0.7, take more."
+    )

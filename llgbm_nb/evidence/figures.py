@@ -1,0 +1,112 @@
+"""Pictures of how far a collection's numbers are to be trusted; how the numbers were made is unknown here."""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from ..figures.collection import new_figure, sentence
+from ..figures.styles import BLUE, GREY, ORANGE
+from .chance import Chance
+from .layer_choice import Choice
+from .rounding import ENOUGH
+
+_RED = "#d00000"
+
+
+def chance(found: Chance):
+    """The silhouettes of shuffled labels, and where the true ones' silhouette and its interval lie."""
+    if found.note:
+        return sentence(found.note)
+    figure = new_figure(7, 2.6)
+    axis = figure.add_subplot()
+    wide, least = np.ptp(found.shuffled), np.ptp([*found.shuffled, found.score, *found.interval]) / 150  # to be seen
+    ends = None if wide >= least else (found.shuffled.mean() - least / 2, found.shuffled.mean() + least / 2)
+    bars = max(1, min(40, int(wide / least)))
+    axis.hist(found.shuffled, bins=bars, range=ends, color=GREY, label=f"{len(found.shuffled)} shuffled labellings")
+    axis.axvline(found.score, color=_RED, linewidth=2, label="the true labels")
+    axis.axvspan(*found.interval, color=_RED, alpha=0.15, linewidth=0, label="their 95 % interval\nover adapters")
+    axis.set(xlabel="silhouette by domain", ylabel="labellings")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    reached = "more often than not by chance" if found.p > 0.5 else "" if found.p > 0.05 else "hardly by chance"
+    axis.set_title(f"Silhouette {found.score:.2f}, p = {found.p:.3f}{': ' + reached if reached else ''}")
+    sns.despine(figure)
+    return figure
+
+
+def trust(found: pd.DataFrame):
+    """Each adapter's norm over its noise, on a logarithmic axis; those under `precision.ENOUGH` are flagged."""
+    if not len(found):
+        return sentence("There are no deltas to trust or not.")
+    ratio = np.sort(found["ratio"].to_numpy())
+    shown = np.clip(ratio, 0.1, 1e9)
+    figure = new_figure(7, 2.2)
+    axis = figure.add_subplot()
+    axis.plot(shown, np.linspace(0, 1, len(ratio)), "o", color=BLUE, markersize=4)
+    axis.axvspan(0.05, ENOUGH, color=_RED, alpha=0.12, linewidth=0)
+    axis.text(ENOUGH, 1.06, f" under {ENOUGH:.0f} ×: flagged", color=_RED, fontsize=8, ha="right", va="bottom",
+              transform=axis.get_xaxis_transform())  # fmt: skip
+    axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    flagged = int(found["flagged"].sum())
+    axis.set_title(
+        f"{flagged:,} of {len(found):,} deltas are too near to rounding\n" if flagged
+        else f"All {len(found):,} deltas are at least {_rounded(ratio[0])} times what rounding does\n"
+    )  # fmt: skip
+    sns.despine(figure, left=True)
+    return figure
+
+
+def _rounded(number: float) -> str:
+    """To one digit, downwards: 33 becomes 30."""
+    if not np.isfinite(number):
+        return "infinitely many"
+    size = 10 ** int(np.floor(np.log10(number)))
+    return f"{int(number / size) * size:,.0f}"
+
+
+def silhouette_grid(grid: dict[bool, pd.DataFrame], choice: Choice):
+    """Silhouettes over layers (columns) and probe sets (rows), with the mean delta left in and taken off."""
+    values = np.concatenate([frame.to_numpy().ravel() for frame in grid.values()])
+    if not np.isfinite(values).any():
+        return sentence("There is no silhouette to show, of any probes and at any layer.")
+    rows, layers = grid[False].shape
+    figure = new_figure(8.6, 0.62 * rows + 2.4)
+    axes = figure.subplots(2, 1, sharex=True)
+    low, high = np.nanmin(values), np.nanmax(values)
+    for axis, (center, frame) in zip(axes, grid.items(), strict=True):
+        image = axis.imshow(frame.to_numpy(), aspect="auto", cmap="viridis", vmin=min(0, low), vmax=high)
+        axis.set_yticks(range(rows), list(frame.index))
+        axis.set_ylabel("mean taken off" if center else "mean left in")
+        every = max(1, layers // 15)
+        axis.set_xticks(range(0, layers, every), frame.columns[::every])
+        axis.tick_params(length=0)
+        if choice.setting and choice.setting[2] == center:
+            name, layer, _ = choice.setting
+            at = list(frame.columns).index(layer), list(frame.index).index(name)
+            for colour, width in (("black", 3.5), ("white", 1.2)):  # seen on light and on dark fields
+                axis.plot(*at, "s", markersize=11, mfc="none", mec=colour, mew=width)
+        sns.despine(ax=axis, left=True, bottom=True)
+    axes[-1].set_xlabel("layer (0 = embeddings)" + ("; framed: picked most often" if choice.setting else ""))
+    figure.colorbar(image, ax=axes, label="silhouette by domain", shrink=0.8, pad=0.02)
+    finding = f"Silhouettes {low:.2f} to {high:.2f}"
+    if choice.setting:
+        finding += f"; a pick on one half of the adapters scores {choice.held_out:.2f} on the other"
+    figure.suptitle(finding, fontweight="bold", fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def probe_counts(found: pd.DataFrame):
+    """The silhouette against the number of probes, as `tuning.by_probe_count` gives it."""
+    if not np.isfinite(found["mean"]).any():
+        return sentence("There is no silhouette to show, of any number of probes.")
+    figure = new_figure(7, 2.8)
+    axis = figure.add_subplot()
+    axis.fill_between(found.index, found["low"], found["high"], color=BLUE, alpha=0.15, linewidth=0)
+    axis.plot(found.index, found["mean"], color=BLUE, marker="o", markersize=4, label="deltas (band: worst to best)")
+    axis.plot(found.index, found["centred"], color=ORANGE, marker="s", markersize=4, label="minus the mean delta")
+    axis.set(xlabel="number of probes", ylabel="silhouette by domain", xticks=found.index[:: max(1, len(found) // 15)])
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    one, every = found["mean"].iloc[0], found["mean"].iloc[-1]
+    axis.set_title(f"Silhouette {one:.2f} with one probe, {every:.2f} with all {found.index[-1]}")
+    sns.despine(figure)
+    return figure

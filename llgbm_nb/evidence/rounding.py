@@ -1,0 +1,162 @@
+"""Signal or rounding: how large a delta is beside what rounding alone does, and how far deltas are from finer ones.
+
+    float32               noise = floor
+    bfloat16, float16     noise = max(floor, error * ||Delta||)          an adapter is flagged if
+    …-plain               noise = max(floor, distance)                   its ||Delta|| is under 10 times its noise
+
+`floor` is how far v(B) itself moves when the base's pass has other batch shapes and orders (`activations.noise_floor`).
+With difference propagation the base's own difference is exactly zero and the error shrinks with the delta: there the
+floor is that of float32, and the deltas' largest relative `error` by `precision_check` counts, too. Of a whole model in
+half precision it is the largest `distance` from finer deltas. In float32 nothing finer is at hand: what deltas are
+compared with there is an independent computation that rounds as much.
+"""
+
+import math
+import tempfile
+
+import numpy as np
+import pandas as pd
+
+from ..analysis.geometry import norms
+from ..analysis.tables import times
+from ..collection.adapters import Adapter
+from ..deltas import DeltaRun, compute_deltas
+from ..errors import InputError, first_sentence
+from ..forward.base import base_folder, difference_dtype, load_base, quiet_transformers
+from ..forward.states import noise_floor, tokenize
+from .chance import probe_spread
+from .reference import reference_activations, reference_delta
+
+ENOUGH = 10.0  # times the noise; an adapter with less is flagged
+
+
+def trust(run: DeltaRun) -> pd.DataFrame:
+    """How far each delta of the run's deepest layer is to be trusted, a row per adapter that has one.
+
+    Columns norm, noise (see above), ratio (norm / noise), spread (`evidence.probe_spread`), flagged (ratio < ENOUGH).
+    The noise floor is measured once for each cache and kept there, and so is the error, by `precision_check`.
+    """
+    floor, found = noise_of(run)[-1], run.cache.about_base().get("precision", {})
+    sizes, dtype = norms(run.delta_set.deltas()), run.cache.config["dtype"]
+    noise = np.full(len(sizes), floor)
+    if difference_dtype(dtype) is None:
+        noise = np.maximum(noise, found.get("distance", 0.0))
+    elif dtype != "float32":
+        noise = np.maximum(noise, found.get("error", 0.0) * sizes)
+    ratio = np.divide(sizes, noise, out=np.where(sizes > 0, np.inf, 0.0), where=noise > 0)
+    spread = probe_spread(run.delta_set.differences_at(-1))
+    columns = dict(norm=sizes, noise=noise, ratio=ratio, spread=spread, flagged=ratio < ENOUGH)
+    return pd.DataFrame(columns, index=pd.Index(run.delta_set.names, name="name"))
+
+
+def noise_of(run: DeltaRun) -> np.ndarray:
+    """The noise floor of every layer of the run: float64 (layers,). The base is loaded only if it is not known yet."""
+    about, config = run.cache.about_base(), run.cache.config
+    if "noise" not in about:
+        base = load_base(run.base_model, config["dtype"], run.device, run.trust_remote_code)
+        floor = noise_floor(base, tokenize(base.tokenizer, config["probes"], config["max_length"]))
+        layers = run.delta_set.layer_numbers or range(run.delta_set.layers)
+        run.cache.note_base(noise=[float(floor[layer]) for layer in layers])
+        return floor[list(layers)]
+    return np.array(about["noise"])
+
+
+def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
+    """Some of the run's deltas beside others: relative error and cosine, a row for each of `adapters` adapters.
+
+    A run in half precision is compared with the engine in float32; one in float32 with an independent computation (a
+    fresh base for each adapter, one probe at a time), whose own rounding is about as large. The largest relative error
+    of those that are well above the noise floor, and the largest distance, are kept for `trust`. `attrs["reason"]` says
+    why there are no rows where the others could not be computed, as when the base in float32 does not fit in memory.
+    """
+    sample, rows, errors = pick_sample(run, adapters), [], []
+    found, floor, distance, reason = run.delta_set, noise_of(run)[-1], 0.0, ""
+    try:
+        others = _others(run, sample)
+    except (InputError, RuntimeError, MemoryError, OSError) as error:
+        others, reason = {}, first_sentence(error)
+    for adapter in (each for each in sample if each.path in others):
+        [ours] = found.subset([found.paths.index(adapter.path)]).deltas().astype(np.float64)  # the others are not read
+        theirs = others[adapter.path]
+        size, length, away = np.linalg.norm(theirs), np.linalg.norm(ours), float(np.linalg.norm(ours - theirs))
+        error = away / size if size else (0.0 if not length else np.inf)
+        rows.append((adapter.name, error, ours @ theirs / (size * length) if size * length else np.nan))
+        errors += [float(error)] if size > ENOUGH * floor else []
+        distance = max(distance, away)
+    if errors:
+        run.cache.note_base(precision={"error": max(errors), "distance": distance, "adapters": len(errors)})
+    table = pd.DataFrame(rows, columns=["adapter", "relative error", "cosine"]).set_index("adapter")
+    table.attrs |= {"reason": reason, "finer": run.cache.config["dtype"] != "float32"}
+    return table
+
+
+def _others(run: DeltaRun, sample: list[Adapter]) -> dict[str, np.ndarray]:
+    """Their deltas at the run's deepest layer, computed otherwise: {path: float64 (hidden,)}."""
+    if run.cache.config["dtype"] != "float32":
+        with tempfile.TemporaryDirectory() as empty:
+            finer = measured_anew(run, sample, empty, "float32").delta_set if sample else None
+            deltas = {} if finer is None else dict(zip(finer.paths, finer.deltas(), strict=True))
+            return {path: delta.astype(np.float64) for path, delta in deltas.items()}
+    probes, folder, trust = run.cache.config["probes"], base_folder(run.base_model), run.trust_remote_code
+    layer = run.delta_set.layer_numbers[-1] if run.delta_set.layer_numbers else -1
+    with quiet_transformers():
+        base = reference_activations(folder, probes, None, trust) if sample else None
+        deltas = {each.path: reference_delta(folder, probes, each.path, base, trust)[layer] for each in sample}
+    return {path: delta.astype(np.float64) for path, delta in deltas.items()}
+
+
+def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
+    """`sample` of the run's adapters: new variants (LoRA, DoRA, …) first, then new configurations, then the rest."""
+    found = run.delta_set
+    seen, ranked = set(), []
+    for i, kind in enumerate(found.kinds):
+        variant = kind.split()[0]
+        ranked.append((0 if variant not in seen else 1 if kind not in seen else 2, i))
+        seen |= {variant, kind}
+    return found.subset(i for _, i in sorted(ranked)[:sample]).adapters
+
+
+def measured_anew(run: DeltaRun, adapters: list[Adapter], cache_dir, dtype: str) -> DeltaRun:
+    """The same measurement of some of a run's adapters, in another cache."""
+    config = run.cache.config
+    return compute_deltas(
+        adapters, config["probes"], base_model=run.base_model, cache_dir=cache_dir, probe_type=config["probe_type"],
+        max_length=config["max_length"], dtype=dtype, layers=config.get("layers", "all"),
+        trust_remote_code=run.trust_remote_code, device=run.device,
+    )  # fmt: skip
+
+
+def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> str:
+    """`trust`, and `precision_check` where it was made, in sentences that say how to read them."""
+    if not len(found):
+        return "There are no deltas to trust or not."
+    lines = [
+        f"Deltas are {times(found['ratio'].min())} to {times(found['ratio'].max())} what rounding alone does; under "
+        f"{ENOUGH:.0f} ×, a direction is not to be trusted."
+    ]
+    weak = list(found.index[found["flagged"]])
+    lines.append(
+        f"Flagged, too near to rounding: {', '.join(weak[:10])}{' …' if len(weak) > 10 else ''} ({len(weak)})."
+        if weak
+        else "No adapter is flagged."
+    )
+    if precision is not None and precision.attrs["reason"]:
+        lines.append(f"No delta could be computed in another way: {precision.attrs['reason']}")
+    elif precision is not None and len(precision):
+        error, cosine = precision["relative error"].max(), precision["cosine"].min()
+        near = "" if np.isnan(cosine) else f" (cosine above {1 - max(1e-6, 2 * (1 - cosine)):.6f})"
+        lines.append(
+            f"{len(precision)} deltas computed in float32 lie within {at_most(error)} of the norm{near}: so far off "
+            "are ours."
+            if precision.attrs["finer"]
+            else f"{len(precision)} deltas computed independently, in float32 too, lie within {at_most(error)} of the "
+            f"norm{near}."
+        )
+    return "\n".join(lines)
+
+
+def at_most(error: float) -> str:
+    """A bound that a relative error keeps, coarse enough for rounding not to move it: "1e-5", "3 %"."""
+    if error >= 1e-3:
+        return f"{math.ceil(100 * error)} %" if np.isfinite(error) else "∞"
+    return f"1e{math.ceil(math.log10(max(error, 1e-9)))}"

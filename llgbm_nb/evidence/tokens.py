@@ -1,0 +1,326 @@
+"""What a delta means, read as tokens: which next tokens an adapter makes likelier, and which less likely.
+
+    at the last layer       change of the logits = head(a(M) - a(B))                       exact: its states are normed
+    at the layers below     change of the logits = head(norm(a(M))) - head(norm(a(B)))     the "logit lens": approximate
+    p_B, p_M                next-token distributions of base and adapter at a probe's last token
+    share of a token        up: p_M log(p_M / p_B), which add up to KL(p_M || p_B), in nats
+                            down: p_B log(p_M / p_B), which add up to -KL(p_B || p_M)
+
+The tokens whose logits change most are mostly ones that nobody uses; the share asks in addition whether a token has any
+probability. Both are means over the probes. The head is always the base's: an adapter or a full checkpoint that changes
+the LM head itself is read as if it had not. This module knows nothing of files, and of how deltas are computed.
+"""
+
+import copy
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.functional import linear, log_softmax
+
+from ..analysis.geometry import ROUNDING
+from ..collection.adapters import UNKNOWN
+from ..delta_set import DeltaSet
+from ..errors import InputError, first_sentence
+from ..forward.base import BaseModel
+from ..forward.packing import blocks_of
+
+RANKINGS = ("share", "logit")
+
+
+HEAD = "The LM head is the base's, also where an adapter or a full checkpoint changes it."
+
+
+HOW_TO_READ = {
+    "share": "Next tokens by their share of the change in the distribution at the probes' last tokens: up by "
+    "p_M log(p_M / p_B), down by p_B log(p_M / p_B). KL is all of the change, in nats. " + HEAD,
+    "logit": "Tokens by the change of their raw logits, mean over the probes; many of them are never likely. KL is the "
+    "change in the next-token distribution, in nats. " + HEAD,
+}
+
+
+SIGNS = str.maketrans({" ": "␣", "\N{NO-BREAK SPACE}": "⍽", "\n": "↵", "\t": "⇥", "\r": "␍"})
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What makes tokens of hidden states: the base's final norm and LM head in float32, and its tokenizer."""
+
+    norm: nn.Module = field(repr=False)
+    weight: torch.Tensor = field(repr=False)  # (vocabulary, hidden); the base's own where that is float32
+    bias: torch.Tensor | None = field(repr=False)  # (vocabulary,)
+    scale: float  # of the product (Cohere, Granite); 1 in other models
+    softcap: float | None  # of the logits, as in Gemma-2
+    layers: int  # the number of the model's last layer
+    tokenizer: object = field(repr=False)
+
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
+        """Normed rows (…, hidden) to raw logits (…, vocabulary), without bias and softcap; of a change, the change."""
+        return self.scale * linear(rows, self.weight)
+
+    def log_probabilities(self, raw: torch.Tensor) -> torch.Tensor:
+        """Of what `product` gave, (…, vocabulary): float64 on the CPU, so that small changes are not rounded away."""
+        return log_softmax(self.capped(raw), dim=-1)
+
+    def capped(self, raw: torch.Tensor) -> torch.Tensor:
+        """The model's logits, float64 on the CPU, from what `product` gave: with bias and softcap."""
+        logits = raw.cpu().double()
+        if self.bias is not None:
+            logits = logits + self.scale * self.bias.cpu().double()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@torch.inference_mode()
+def read_head(base: BaseModel) -> Head:
+    """The head of a base as `load_base` gives it. A pass of four tokens finds the final norm and checks everything:
+
+        norm(output of the last decoder layer) = hidden_states[-1], and head(hidden_states[-1]) = the model's own logits
+
+    Raises InputError if the model has no such norm and head.
+    """
+    model, config = base.model, base.model.config.get_text_config()
+    sorry = f"the tokens of this architecture ({type(model).__name__}) cannot be read: "
+    try:
+        blocks, last = blocks_of(base.body), model.get_output_embeddings()
+        output, states, calls = _watched_pass(base, blocks)
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        # What models raise that are built otherwise: no list of layers, other arguments, no text-only pass.
+        raise InputError(sorry + first_sentence(error)) from error
+    if getattr(output, "logits", None) is None or getattr(output, "hidden_states", None) is None or not states:
+        raise InputError(f"{sorry}it gives no logits, or no hidden states.")
+    if getattr(getattr(last, "weight", None), "shape", None) != (output.logits.shape[-1], config.hidden_size):
+        raise InputError(f"{sorry}its LM head is no matrix of a row for each token.")
+    state, final = states[-1], output.hidden_states[-1]
+    norms = [module for module, x, y in calls if _alike(x, state, 0.0) and _alike(y, final)]
+    if not norms and not _alike(state, final):
+        raise InputError(f"{sorry}there is no norm between its last decoder layer and its last hidden state.")
+    bias = getattr(last, "bias", None)
+    head = Head(
+        copy.deepcopy(norms[0]).float() if norms else nn.Identity(), last.weight.detach().float(),
+        None if bias is None else bias.detach().float(), _scale(config),
+        getattr(config, "final_logit_softcapping", None), len(blocks), base.tokenizer,
+    )  # fmt: skip
+    error = 1e-4 if state.dtype == torch.float32 else 0.05  # half precision is the model's, not this head's
+    for rows in (final.float(), head.norm(state.float())):  # the head alone, and with our copy of the norm
+        if not _alike(head.capped(head.product(rows)), output.logits, error):
+            raise InputError(f"{sorry}its logits are not its LM head's product with the last hidden state.")
+    return head
+
+
+def _watched_pass(base: BaseModel, blocks: nn.ModuleList) -> tuple:
+    """Of a short pass: its output, the last layer's states, the calls (module, input, output) outside the layers."""
+    inside, states, calls = {id(m) for m in blocks.modules()}, [], []
+
+    def keep_call(module, args, y):
+        if args and torch.is_tensor(args[0]) and torch.is_tensor(y):
+            calls.append((module, args[0], y))
+
+    with ExitStack() as hooks:
+        for module in base.body.modules():
+            if id(module) not in inside and not any(m is blocks for m in module.modules()):
+                hooks.callback(module.register_forward_hook(keep_call).remove)
+        keep = blocks[-1].register_forward_hook(lambda _, __, y: states.append(y[0] if isinstance(y, tuple) else y))
+        hooks.callback(keep.remove)
+        ids = torch.arange(4, device=base.device)[None]
+        return base.model(input_ids=ids, output_hidden_states=True, use_cache=False), states, calls
+
+
+def _scale(config) -> float:
+    """What a model multiplies its head's product with: `logit_scale` (Cohere), 1 / `logits_scaling` (Granite), or 1."""
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+
+
+def _alike(x: torch.Tensor, y: torch.Tensor, error: float = 1e-6) -> bool:
+    """Whether two tensors are the same but for an `error` of their norm."""
+    if x.shape != y.shape:
+        return False
+    x, y = x.cpu().double(), y.cpu().double()
+    return bool((x - y).norm() <= error * y.norm())
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """An adapter's tokens. Those that come up have a positive `up`, those that go down a negative `down`."""
+
+    up: np.ndarray  # float32 (vocabulary,)
+    down: np.ndarray  # float32 (vocabulary,); the same as `up` where the ranking is by logit
+    kl: float  # KL(adapter || what it is compared with) of the next token, in nats, mean over the probes
+
+
+def is_lens(head: Head, delta_set: DeltaSet, layer: int = -1) -> bool:
+    """Whether tokens at `layer` are read through the logit lens, an approximation: it is not the model's last layer.
+
+    Negative layers count from the deepest one computed. Raises InputError for one that was not computed, and if the
+    deltas are of a model of another shape.
+    """
+    numbers = delta_set.layer_numbers or range(delta_set.layers)
+    fits = delta_set.layer_numbers or delta_set.layers == head.layers + 1
+    if not fits or max(numbers) > head.layers or delta_set.base.shape[-1] != head.weight.shape[1]:
+        raise InputError("the deltas are not of this head's base; read the head of the base that they were computed on")
+    return numbers[delta_set._column(layer)] != head.layers
+
+
+@torch.inference_mode()
+def logit_changes(head: Head, differences: np.ndarray, base_states: np.ndarray | None = None) -> np.ndarray:
+    """The change of every raw logit, mean over the probes: float32 (adapters, vocabulary).
+
+    `differences` is a(M) - a(B), (adapters, probes, hidden). Of the model's last layer they are all that is needed; for
+    the lens at a layer below, `base_states` is a(B) there, (probes, hidden). Raw is before a softcap.
+    """
+    out = np.empty((len(differences), len(head.weight)), np.float32)
+    base = None if base_states is None else _tensor(head, base_states)
+    for adapter, each in enumerate(differences):
+        change = _change(head, base, _tensor(head, each))
+        out[adapter] = head.product(change.mean(dim=0)).cpu().numpy()  # the head is linear: the mean comes first
+    return out
+
+
+def token_scores(
+    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False
+) -> Iterator[Scores]:
+    """The `Scores` of every adapter, one after the other: a few arrays (probes, vocabulary) are held at a time.
+
+    `ranking` is "share" (of the KL divergence) or "logit" (change of the raw logit). With `center`, an adapter is
+    compared not with the base but with the average adapter, a(B) + the mean of all differences: at the last layer, its
+    distribution is the adapters' geometric mean. Raises InputError as `is_lens` does, and for another ranking.
+    """
+    differences = delta_set.differences_at(layer)
+    return _scores(head, delta_set, layer, ranking, differences, differences, center)
+
+
+def domain_scores(
+    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False
+) -> Iterator[Scores]:
+    """The same of every domain's average adapter, in the order of `domain_tokens`."""
+    differences = delta_set.differences_at(layer)
+    domains = np.asarray(delta_set.domains, dtype=object)
+    means = [_mean(differences[domains == domain]) for domain in _domains(delta_set)]
+    return _scores(head, delta_set, layer, ranking, means, differences, center)
+
+
+def _domains(delta_set: DeltaSet) -> list[str]:
+    return sorted(set(delta_set.domains) - {UNKNOWN})
+
+
+def _mean(differences: np.ndarray) -> np.ndarray:
+    """Over the adapters, (probes, hidden); summed in float64, as there may be thousands."""
+    return differences.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _scores(head, delta_set, layer, ranking, differences, pool, center) -> Iterator[Scores]:
+    """Checks now; then the `Scores` of each of `differences` (probes, hidden). `center`: beside the mean of `pool`."""
+    if ranking not in RANKINGS:
+        raise InputError(f"ranking is {ranking!r}; choose {' or '.join(RANKINGS)}")
+    lens, base = is_lens(head, delta_set, layer), delta_set.base[:, delta_set._column(layer)]
+    origin, rounding = np.zeros_like(base), 0.0
+    if center and len(pool):
+        # What is left of adapters that are all alike is rounding, as in `analysis.centered`: taken for exactly zero.
+        origin, rounding = _mean(pool), ROUNDING * max(float(np.linalg.norm(each)) for each in pool)
+    near = (each if np.linalg.norm(each - origin) > rounding else origin for each in differences)
+    return _compare(head, base, origin, near, lens, ranking)
+
+
+@torch.inference_mode()
+def _compare(head, base, origin, differences, lens, ranking) -> Iterator[Scores]:
+    """The `Scores` of each of `differences` beside `base + origin`; all are float32 (probes, hidden)."""
+    origin = _tensor(head, origin)
+    compared = _tensor(head, base) + origin
+    raw = head.product(head.norm(compared) if lens else compared).cpu().double()  # (probes, vocabulary)
+    before = head.log_probabilities(raw)
+    probability = before.exp()
+    for each in differences:
+        change = head.product(_change(head, compared if lens else None, _tensor(head, each) - origin))
+        after = head.log_probabilities(raw + change.cpu().double())
+        ratio = after - before
+        up, down = (after.exp() * ratio).mean(dim=0), (probability * ratio).mean(dim=0)
+        kl = float(up.sum())
+        if ranking == "logit":
+            up = down = change.mean(dim=0)
+        yield Scores(up.float().cpu().numpy(), down.float().cpu().numpy(), kl)
+
+
+def _change(head: Head, base: torch.Tensor | None, difference: torch.Tensor) -> torch.Tensor:
+    """The change (probes, hidden) of what the head sees; at the last layer (`base` is None) no norm lies between."""
+    return difference if base is None else head.norm(base + difference) - head.norm(base)
+
+
+def _tensor(head: Head, states: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.asarray(states, np.float32), device=head.weight.device)
+
+
+def top_tokens(
+    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False, k: int = 6
+) -> pd.DataFrame:
+    """A row per adapter: its domain, the `k` tokens that come up and go down most, and the KL divergence in nats.
+
+    Fewer where fewer have the right sign; none where nothing changes. Arguments and errors are those of `token_scores`.
+    """
+    frame = _table(head, token_scores(head, delta_set, layer, ranking, center), k)
+    frame.insert(0, "domain", list(delta_set.domains))
+    return frame.set_index(pd.Index(list(delta_set.names), name="adapter", dtype=object))
+
+
+def domain_tokens(
+    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False, k: int = 6
+) -> pd.DataFrame:
+    """The same, a row per domain: of the mean of its adapters' differences; "adapters" is how many there are.
+
+    Adapters of the domain "unknown" are left out of the rows, not of the average adapter.
+    """
+    frame, domains = _table(head, domain_scores(head, delta_set, layer, ranking, center), k), _domains(delta_set)
+    frame.insert(0, "adapters", [delta_set.domains.count(domain) for domain in domains])
+    return frame.set_index(pd.Index(domains, name="domain", dtype=object))
+
+
+def beside_the_mean(
+    table: Callable, base: BaseModel, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", k: int = 5
+) -> pd.DataFrame:
+    """`top_tokens` or `domain_tokens` (`table`), and beside it what is beyond the pool's mean delta.
+
+    `attrs["note"]` says how to read it (HOW_TO_READ), or why there is nothing.
+    """
+    try:
+        head = read_head(base)
+        plain, beyond = (table(head, delta_set, layer, ranking, center, k) for center in (False, True))
+    except InputError as error:
+        frame = pd.DataFrame()
+        frame.attrs["note"] = str(error)
+        return frame
+    frame = plain.join(beyond[["up", "down"]].rename(columns="{} beyond the mean".format))
+    frame["KL"] = [f"{kl:.2g}" for kl in frame["KL"]]
+    frame.attrs["note"] = HOW_TO_READ[ranking] if len(frame) else "There are no domains."
+    return frame
+
+
+def _table(head: Head, scores: Iterator[Scores], k: int) -> pd.DataFrame:
+    rows = [(_leading(head, each.up, k), _leading(head, -each.down, k), each.kl) for each in scores]
+    return pd.DataFrame(rows, columns=["up", "down", "KL"])
+
+
+def _leading(head: Head, scores: np.ndarray, k: int) -> str:
+    """The `k` tokens with the largest positive scores, the largest first."""
+    values, ids = torch.as_tensor(scores).topk(min(k, len(scores)))
+    return " ".join(readable(head.tokenizer, int(token)) for token in ids[values > 0])
+
+
+def readable(tokenizer, token: int) -> str:
+    """A token's text with its white space visible (␣ ↵ ⇥ ␍); `<id 123>` where it has none that can be printed."""
+    text = _text(tokenizer, token).translate(SIGNS)
+    # A mark alone (category M) is drawn on what stands before it, or not at all.
+    can_be_seen = any(c.isprintable() and unicodedata.category(c)[0] != "M" for c in text)
+    if not can_be_seen or "\N{REPLACEMENT CHARACTER}" in text:  # the latter: a part of a letter's bytes
+        return f"<id {token}>"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _text(tokenizer, token: int) -> str:
+    """What a token adds to a text: of a token alone, some tokenizers drop the space that it begins with."""
+    options = dict(skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start, both = tokenizer.decode(before, **options), tokenizer.decode([*before, token], **options)
+    return both[len(start) :] if both.startswith(start) else tokenizer.decode([token], **options)

@@ -1,0 +1,101 @@
+"""A domain's colour and marker: the same in every figure of every run.
+
+A domain that is seen for the first time takes a colour that no other has, and keeps it: `reports/domains.json`, which
+may be edited, holds what has been given out.
+"""
+
+import colorsys
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock
+from matplotlib.colors import is_color_like, to_hex
+
+from ..collection.adapters import UNKNOWN
+from ..errors import InputError
+from ..files import ROOT, shown, write_whole
+
+FILE = Path(os.environ.get("LLGBM_NB_DOMAINS") or ROOT / "reports" / "domains.json")
+
+
+# Okabe and Ito's colours, safe for colour-blind readers; black is kept for text, and yellow is too faint on white.
+BLUE, ORANGE, SKY = "#0072b2", "#e69f00", "#56b4e9"
+
+
+COLOURS = ("#cc79a7", BLUE, ORANGE, "#d55e00", "#009e73", SKY)
+
+
+MARKERS = "osD^vPX"
+
+
+GREY = "#999999"
+
+
+_unwritten: dict[str, dict] = {}  # what this process has given out and could not write
+
+
+def domain_styles(domains: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """{domain: (colour as #rrggbb, matplotlib marker)}, in alphabetical order, "unknown" in grey at the end.
+
+    Raises InputError if the file of styles cannot be understood.
+    """
+    names = sorted(set(domains))
+    known = _read()
+    if any(name not in known for name in names if name != UNKNOWN):
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(
+                OSError
+            ):  # a folder that cannot be written: the styles last as long as the process
+                FILE.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(FILE.with_name(f".{FILE.name}.lock")))
+            known = _read()
+            for name in names:
+                if name not in known and name != UNKNOWN:
+                    known[name] = _new_style(name, [style["colour"] for style in known.values()])
+            text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
+            try:
+                write_whole(FILE, lambda file: file.write(text.encode()))
+            except OSError:
+                _unwritten.update(known)
+    styles = {name: (known[name]["colour"], known[name]["marker"]) for name in names if name != UNKNOWN}
+    return styles | ({UNKNOWN: (GREY, "o")} if UNKNOWN in names else {})
+
+
+def _new_style(name: str, taken: list[str]) -> dict:
+    """One of the six colours, the one that the name asks for if it is free; then hues by the golden angle."""
+    wanted = int(hashlib.md5(name.encode()).hexdigest(), 16) % len(COLOURS)
+    for slot in (*range(wanted, len(COLOURS)), *range(wanted)):
+        if COLOURS[slot] not in taken:
+            return {"colour": COLOURS[slot], "marker": MARKERS[slot]}
+    number = len(taken)
+    while True:
+        hls = (number * 0.618034 % 1, (0.35, 0.6, 0.45)[number % 3], 0.6)
+        colour = to_hex(colorsys.hls_to_rgb(*hls))
+        if colour not in taken:
+            return {"colour": colour, "marker": MARKERS[number % len(MARKERS)]}
+        number += 1
+
+
+def _read() -> dict[str, dict]:
+    mend = f"mend {shown(FILE)}, or remove it to have new colours"
+    try:
+        known = json.loads(FILE.read_text(encoding="utf-8"))
+        wrong = [name for name, style in known.items() if not _usable(style)]
+    except (FileNotFoundError, NotADirectoryError):
+        return dict(_unwritten)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the styles of the domains cannot be read ({type(error).__name__}): {mend}") from error
+    if wrong:
+        raise InputError(
+            f"the style of the domain {wrong[0]!r} needs a colour such as {BLUE} and a marker out of {MARKERS}: {mend}"
+        )
+    return _unwritten | {name: style | {"colour": to_hex(style["colour"])} for name, style in known.items()}
+
+
+def _usable(style: dict) -> bool:
+    colour, marker = style["colour"], style["marker"]
+    return isinstance(colour, str) and is_color_like(colour) and marker in [*MARKERS]

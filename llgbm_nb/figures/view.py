@@ -1,0 +1,153 @@
+"""One view of a collection, at a layer and for some probes: its numbers, and Plotly traces of them.
+
+The explorer shows views live, the report's page one per layer. How deltas are computed is unknown here.
+"""
+
+import html
+from dataclasses import dataclass, replace
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ..analysis.geometry import centered, directions, near, norms
+from ..analysis.projection import pca, tsne, turned
+from ..analysis.silhouettes import ALL_ALIKE, ALL_ZERO, Silhouette, silhouette
+from .styles import domain_styles
+
+PROJECTIONS = ("PCA", "t-SNE")
+
+
+CELLS = 250  # rows of a heatmap; about as many as there are pixels for
+
+
+NAME = 24  # letters of a name at an edge or in a legend
+
+
+WEBGL = 3000  # from so many adapters on, points are drawn by WebGL
+
+
+SYMBOLS = {
+    "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of n adapters: map (n, 2), its axes' titles, norms (n,), directions (n, hidden) and the silhouette.
+
+    `norms` are those of the deltas as they are, everything else is of the deltas as they are compared. Cosines are
+    products of the directions; those of all pairs are never there at once.
+    """
+
+    points: np.ndarray
+    axes: tuple[str, str]
+    norms: np.ndarray
+    directions: np.ndarray
+    score: Silhouette
+
+    def nearest_to(self, adapter: int, k: int) -> list[tuple[int, float]]:
+        """The `k` nearest others of one adapter, the nearest first, and their cosines."""
+        cosines = self.directions @ self.directions[adapter]
+        order = [int(i) for i in np.argsort(-cosines, kind="stable")[: k + 1] if i != adapter][:k]
+        return [(i, float(cosines[i])) for i in order]
+
+
+def view_of(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", like: "View | None" = None) -> View:
+    """The view of `deltas` (n, hidden), minus their mean where `center`; the map lies as the one of `like` does."""
+    compared = centered(deltas) if center else deltas
+    score = silhouette(compared, domains)
+    if score.note == ALL_ZERO and deltas.any():
+        score = replace(score, note=ALL_ALIKE)
+    points = tsne(compared) if projection == "t-SNE" and compared.any() else None
+    if points is None:
+        points, share = pca(compared)
+        axes = tuple(f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in (0, 1))
+        same = like is not None and like.axes[0].startswith("principal")
+        points = turned(points, like.points if same else None, mirror_only=True)
+    else:
+        points, axes = turned(points, like and like.points), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
+    return View(points, axes, norms(deltas), directions(compared), score)
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """A text as Plotly shows it, nothing in it taken for markup or a formula; of more than `most` letters, the ends."""
+    text = str(text)
+    if most and len(text) > most:
+        text = f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
+    return html.escape(text).replace("$", "＄")
+
+
+def hover_texts(names, domains, kinds, seen: View, others: int = 3) -> list[str]:
+    """What is said of each adapter under the pointer: name, domain, kind, norm and the `others` nearest ones."""
+    texts, names = [], [plain(name) for name in names]
+    for i, (indices, cosines) in enumerate(zip(*near(seen.directions, others), strict=True)):
+        nearest = "<br>".join(f"  {names[j]} ({cosine:.2f})" for j, cosine in zip(indices, cosines, strict=True))
+        text = f"<b>{names[i]}</b><br>{plain(domains[i])} · {plain(kinds[i])} · norm {seen.norms[i]:.2f}"
+        texts.append(text + (f"<br>nearest (cosine):<br>{nearest}" if nearest else ""))
+    return texts
+
+
+def by_domain(domains) -> dict[str, np.ndarray]:
+    """{domain: indices of its adapters}, in the order of the legend."""
+    domains = np.asarray(domains, dtype=object)
+    return {domain: np.flatnonzero(domains == domain) for domain in domain_styles(domains)}
+
+
+def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter]:
+    """A trace of points for each domain of `by_domain`, with its colour and marker."""
+    styles, kind = domain_styles(domains), point_kind(len(points))
+    size, edge = (9 if len(points) <= 150 else 6, 0.5) if len(points) < WEBGL else (4, 0)
+    return [
+        kind(
+            x=points[mine, 0], y=points[mine, 1], text=[texts[i] for i in mine], mode="markers",
+            name=plain(domain, NAME),
+            marker=dict(
+                color=styles[domain][0], symbol=SYMBOLS[styles[domain][1]], size=size,
+                line=dict(width=edge, color="#333333"),
+            ),
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for domain, mine in by_domain(domains).items()
+    ]  # fmt: skip
+
+
+def point_kind(count: int) -> type:
+    """Plotly's trace for so many points, and for what is to lie on top of them."""
+    return go.Scattergl if count >= WEBGL else go.Scatter
+
+
+def heatmap_rows(domains) -> list[np.ndarray]:
+    """Which adapters each row of the heatmap is of: the domains one after the other, as in the legend.
+
+    One adapter a row, or the mean of several of a domain where there are more than CELLS.
+    """
+    together = -(-len(domains) // CELLS)
+    return [mine[i : i + together] for mine in by_domain(domains).values() for i in range(0, len(mine), together)]
+
+
+def heatmap(directions: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    """Mean cosine between the adapters of each two of `rows`: float32 (rows, rows).
+
+    `directions` is (adapters, hidden). A mean of cosines is the product of the means, so that no pair is formed.
+    """
+    if not rows:
+        return np.zeros((0, 0), np.float32)
+    means = np.array([directions[row].mean(axis=0) for row in rows])
+    cosines = means @ means.T
+    zeros = [(~directions[row].any(axis=1)).sum() for row in rows]  # each is similar to itself, as in `similarity`
+    cosines[np.diag_indices(len(rows))] += [number / len(row) ** 2 for number, row in zip(zeros, rows, strict=True)]
+    return cosines.astype(np.float32)
+
+
+def row_names(rows: list[np.ndarray], names) -> list[str]:
+    """The adapter's name, or the first and the last one's where a row is of several"""
+    return [plain(names[row[0]]) + (f" … {plain(names[row[-1]])} ({len(row)})" if len(row) > 1 else "") for row in rows]
+
+
+def limits(points: np.ndarray) -> list[list[float]]:
+    """Ranges of both axes that show every point with a margin, also where all points are one."""
+    if not len(points):
+        return [[-1, 1], [-1, 1]]
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = np.maximum(0.08 * (high - low), 0.08 * (high - low).max() or 1.0)
+    return [[float(a), float(b)] for a, b in zip(low - margin, high + margin, strict=True)]

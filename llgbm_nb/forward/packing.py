@@ -1,0 +1,171 @@
+"""Probes laid end to end in one row, without padding, and the pass that reads their last tokens' hidden states.
+
+    ids        t00 t01 t02 | t10 t11 | t20 t21 t22 t23          one row, copied once for each adapter of the pass
+    positions    0   1   2 |   0   1 |   0   1   2   3          they tell transformers where a probe begins
+    last                 ^         ^                 ^          the rows that the last layer has to compute
+
+Only the rows of the last tokens are kept of each layer, the pass stops at the deepest layer asked for, there is no LM
+head, and in the last layer the MLP sees the last tokens alone. This module knows nothing of adapters.
+"""
+
+from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+PASS_TOKENS = 512  # of one copy of the probes; more of them go in several passes
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """Some probes in one row; each is a key of its own. All tensors are int64 on the model's device."""
+
+    ids: torch.Tensor  # (tokens,)
+    positions: torch.Tensor  # (tokens,)
+    last: torch.Tensor  # (probes,): where each probe's last token stands
+    grid: torch.Tensor  # (probes, longest): where each token stands, padded with the probe's first
+    back: torch.Tensor  # (tokens,): where each token stands in the flattened grid
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+
+def pack_probes(token_ids: list[list[int]], device="cpu", limit: int = PASS_TOKENS) -> list[Pack]:
+    """The probes in their order, as few rows as possible of at most `limit` tokens (a longer probe has its own)."""
+    groups: list[list[list[int]]] = []
+    for tokens in token_ids:
+        if not groups or sum(map(len, groups[-1])) + len(tokens) > limit:
+            groups.append([])
+        groups[-1].append(tokens)
+    return [_pack(group, device) for group in groups]
+
+
+def _pack(group: list[list[int]], device) -> Pack:
+    lengths, longest = [len(tokens) for tokens in group], max(map(len, group))
+    starts = [sum(lengths[:number]) for number in range(len(group))]
+    values = (
+        [token for tokens in group for token in tokens],
+        [position for length in lengths for position in range(length)],
+        [start + length - 1 for start, length in zip(starts, lengths, strict=True)],
+        [[s + (p if p < n else 0) for p in range(longest)] for s, n in zip(starts, lengths, strict=True)],
+        [number * longest + position for number, length in enumerate(lengths) for position in range(length)],
+    )
+    return Pack(*(torch.tensor(each, device=device) for each in values))
+
+
+class _Deepest(Exception):
+    """Raised inside the model once the deepest layer that was asked for has been read."""
+
+
+def blocks_of(body: nn.Module) -> nn.ModuleList:
+    """The decoder layers. Raises LookupError if there is no list of as many modules as the config has layers."""
+    count = body.config.get_text_config().num_hidden_layers
+    for module in body.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise LookupError(f"no list of {count} decoder layers")
+
+
+@torch.inference_mode()
+def packed_states(body: nn.Module, pack: Pack, copies: int, layers: list[int]) -> torch.Tensor:
+    """Hidden states of `layers` (0: embeddings) at the probes' last tokens: float32 (copies, probes, layers, hidden).
+
+    `body` is a causal LM's, whose decoder layers get their input first (or as `hidden_states`), and which tells probes
+    in one row apart by their `position_ids`. That is transformers' convention; the engine checks it on each base.
+    """
+    blocks, found = blocks_of(body), {}
+    deepest = max(layers)
+
+    def read(layer: int):
+        def hook(module, args, kwargs):
+            if layer in layers:
+                found[layer] = (args[0] if args else kwargs["hidden_states"])[:, pack.last].float()
+            if layer == deepest:
+                raise _Deepest
+
+        return hook
+
+    with ExitStack() as hooks:
+        for layer, block in enumerate(blocks[: deepest + 1]):
+            hooks.callback(block.register_forward_pre_hook(read(layer), with_kwargs=True).remove)
+        if deepest == len(blocks) and _is_rowwise(mlp := getattr(blocks[-1], "mlp", None)):
+            hooks.callback(mlp.register_forward_pre_hook(lambda _, args: (args[0][:, pack.last], *args[1:])).remove)
+            hooks.callback(mlp.register_forward_hook(lambda _, args, y: _spread(y, pack)).remove)
+        hooks.enter_context(_attention_by_probe(body, pack))
+        row = (copies, -1)
+        try:
+            out = body(
+                input_ids=pack.ids.expand(row), position_ids=pack.positions.expand(row), attention_mask=None,
+                use_cache=False,
+            )  # fmt: skip
+            found[deepest] = out.last_hidden_state[:, pack.last].float()
+        except _Deepest:
+            pass
+    return torch.stack([found[layer] for layer in layers], dim=2)
+
+
+def _is_rowwise(mlp: nn.Module | None) -> bool:
+    """Whether `mlp` is linear layers, norms, activations and dropout alone, so that it maps each row by itself."""
+    words = ("linear", "conv1d", "norm", "activation", "dropout", "silu", "gelu", "relu", "tanh", "identity")
+    leaves = [] if mlp is None else [m for m in mlp.modules() if not any(True for _ in m.children())]
+    return bool(leaves) and all(any(word in type(m).__name__.lower() for word in words) for m in leaves)
+
+
+def _spread(y: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """The last tokens' rows (copies, probes, hidden) in their places among all tokens; the others are zero."""
+    out = y.new_zeros(y.shape[0], pack.tokens, y.shape[-1])
+    out[:, pack.last] = y
+    return out
+
+
+_current: ContextVar[Pack] = ContextVar("pack")
+
+
+def _probe_attention(module, query, key, value, attention_mask, **kwargs):
+    """transformers' own causal attention on each probe: q, k, v come as (copies, heads, tokens, width)."""
+    pack = _current.get()
+    copies, (probes, longest) = query.shape[0], pack.grid.shape
+
+    def apart(t):  # (copies * probes, heads, longest, width)
+        return t[:, :, pack.grid].transpose(1, 2).flatten(0, 1)
+
+    kwargs["is_causal"] = True
+    # What stands behind a probe's end is never seen from before it, so no mask is needed.
+    out, weights = sdpa_attention_forward(module, apart(query), apart(key), apart(value), None, **kwargs)
+    out = out.reshape(copies, probes * longest, *out.shape[2:])
+    return out[:, pack.back], weights
+
+
+AttentionInterface.register("by_probe", _probe_attention)
+
+
+class _attention_by_probe:
+    """While open, `body` attends within each probe, if that is less work than one masked square over all of them.
+
+    It is for models on sdpa without a sliding window shorter than a probe; others keep their own masked attention.
+    """
+
+    def __init__(self, body: nn.Module, pack: Pack):
+        self.config, self.pack = body.config, pack
+        probes, longest = pack.grid.shape
+        window = getattr(self.config.get_text_config(), "sliding_window", None)
+        self.pays = (
+            self.config._attn_implementation == "sdpa"
+            and probes * longest**2 < pack.tokens**2
+            and not (window and window < longest)
+        )
+
+    def __enter__(self):
+        if self.pays:
+            self.token = _current.set(self.pack)
+            self.config._attn_implementation = "by_probe"
+
+    def __exit__(self, *error):
+        if self.pays:
+            self.config._attn_implementation = "sdpa"
+            _current.reset(self.token)

@@ -1,0 +1,169 @@
+"""One adapter on the base through PEFT, and off again: the base comes back as it was, and that is checked.
+
+Wrapping the same base in a `PeftModel` again and again leaves earlier adapters' layers behind, so that an adapter with
+fewer target modules is measured with somebody else's. Here the base is unwrapped after each one, and its modules and
+the checksums of its parameters are compared with those from before.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import warnings
+
+import numpy as np
+import torch
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+
+from ..collection.adapters import CONFIG, Adapter
+from ..errors import InputError, first_sentence
+from .states import last_token_states, one_by_one_states
+
+
+class BaseChanged(RuntimeError):
+    """Taking an adapter off did not give the base back. The model must be loaded anew."""
+
+
+# Kinds whose layers see each token by itself, and that live in the model's body: tested to give the same in a batch of
+# padded probes without the LM head. Any other is measured as `PeftModel` runs it, one probe at a time.
+IN_BATCHES = {"LORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "BOFT", "ADALORA"}
+
+
+@contextlib.contextmanager
+def applied(model: torch.nn.Module, adapter: Adapter, before: tuple | None = None):
+    """The `PeftModel` of `model`, a causal LM, which carries `adapter` in place for the length of the `with` block.
+
+    The adapter's weights are used in float32, as PEFT does. On leaving, the model is unwrapped. Raises InputError for
+    an adapter that cannot be used (the message says why), and BaseChanged, on leaving, if the base's config or modules
+    or the bits of its parameters are not what they were. `before` is the bare model's `base_state`, if it is known.
+    """
+    before = before or base_state(model)
+    modules, data = dict(model.named_modules()), [(p, p.data) for p in model.parameters()]
+    biases = {name: p.clone() for name, p in model.named_parameters() if name.endswith("bias")}
+    settings = copy.deepcopy(model.config.__dict__)  # layer_replication counts the layers anew in it
+    try:
+        yield _wrap(model, adapter)
+    finally:
+        _restore(model, modules)  # PEFT's own unload would leave modules_to_save in place of the base's
+        model.config.__dict__.clear()
+        model.config.__dict__.update(settings)
+        for module in modules.values():
+            _unhook(module)
+        for parameter, tensor in data:
+            parameter.data = tensor
+        with torch.no_grad():
+            for name, bias in biases.items():  # trained ones are written into the base's
+                model.get_parameter(name).copy_(bias)
+        model.eval().requires_grad_(False)
+        if base_state(model) != before:
+            raise BaseChanged(f"{adapter.name} changed the base model in place")
+
+
+def adapted_states(wrapped: PeftModel, token_ids: list[list[int]], device) -> np.ndarray:
+    """a(M) as in `last_token_states`, of what `applied` gives."""
+    if wrapped.peft_type in IN_BATCHES:
+        return last_token_states(wrapped.get_base_model(), token_ids, device)
+    return one_by_one_states(wrapped, token_ids, device)
+
+
+def base_state(model: torch.nn.Module) -> tuple:
+    """What must be the same before and after: config, module types by name, and checksums of parameters and buffers."""
+    modules = tuple((name, type(module)) for name, module in model.named_modules())
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    return repr(model.config.to_dict()), modules, tuple((name, _checksum(tensor)) for name, tensor in tensors)
+
+
+def _unhook(module: torch.nn.Module) -> None:
+    """Take PEFT's hooks off; transformers has its own, which stay."""
+    for table in (module._forward_hooks, module._forward_pre_hooks):
+        for number, hook in list(table.items()):
+            if str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("peft"):
+                del table[number]
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    flat = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+    whole = flat.numel() // 8 * 8
+    # 64-bit words summed with wrap-around: exact, and as fast as memory.
+    return int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum())
+
+
+def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
+    tensors = adapter.read_tensors()
+    config = read_config(adapter)
+    config.inference_mode, layers = True, model.config.get_text_config().num_hidden_layers
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped = PeftModel(model, config)
+    except Exception as error:
+        raise InputError(f"its config does not fit the base: {first_sentence(error)}") from error
+    if (now := model.config.get_text_config().num_hidden_layers) != layers:
+        raise InputError(f"it makes {now} layers of the base's {layers} (layer_replication); there is no difference")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = set_peft_model_state_dict(wrapped, tensors)
+        prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
+        asked = (prefix, "modules_to_save.")
+        lacking = set(result.missing_keys)
+        parameters = dict(wrapped.named_parameters(remove_duplicate=False))
+        there = {id(parameter) for name, parameter in parameters.items() if name not in lacking}
+        lacking = [key for key in result.missing_keys if id(parameters.get(key)) not in there]  # one under another name
+        missing = [key for key in lacking if ".default" in key and any(part in key for part in asked)]
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            end = "bias" if bias == "all" else "base_layer.bias"
+            missing += [key for key in result.missing_keys if key.endswith(end)]
+        if missing:
+            raise InputError(f"its weights lack {len(missing)} tensors that its config asks for, such as {missing[0]}")
+        if result.unexpected_keys:
+            some = result.unexpected_keys
+            raise InputError(f"its weights hold {len(some)} tensors that have no place in the base, such as {some[0]}")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"its weights do not fit the base: {_shape_reason(error)}") from error
+    return wrapped.eval()
+
+
+def read_config(adapter: Adapter) -> PeftConfig:
+    """An adapter's PEFT config. Raises InputError for kinds and settings that have no delta, or not a known one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(adapter.path)
+    except Exception as error:
+        kind = adapter.config.get("peft_type")
+        if adapter.config and kind not in [*PEFT_TYPE_TO_CONFIG_MAPPING]:
+            raise InputError(f"its peft_type is {kind!r}, which the installed PEFT does not know") from error
+        raise InputError(f"PEFT cannot read its {CONFIG}: {first_sentence(error)}") from error
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise InputError(f"{config.peft_type.value} changes the prompt, not the layers; it has no delta")
+    # PEFT leaves out settings that it does not know, with a warning: the adapter would be another one.
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(key for key, value in adapter.config.items() if value and key not in known):
+        raise InputError(f"its {CONFIG} has settings that this version of PEFT does not know: {', '.join(unknown)}")
+    if getattr(config, "alora_invocation_tokens", None):
+        raise InputError("aLoRA is switched on by tokens in the prompt; it has no delta of its own")
+    if "niter" in str(getattr(config, "init_lora_weights", "")):
+        raise InputError(
+            "it subtracts a random approximation (pissa_niter) from the base; convert it to LoRA with PEFT"
+        )
+    return config
+
+
+def _restore(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> None:
+    """Put the modules back that PEFT has replaced, be it all of them or, after an error, some."""
+    for name, module in modules.items():
+        if name and model.get_submodule(name) is not module:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def _shape_reason(error: Exception) -> str:
+    """Of torch's long list of mismatched shapes, the first line that names one."""
+    lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+    return lines[0].rstrip(".") + "." if lines else first_sentence(error)

@@ -1,0 +1,100 @@
+"""TODO: header."""
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from .base import BaseModel, body_of
+
+BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of this size
+
+
+def tokenize(tokenizer, probes: list[str], max_length: int = 256) -> list[list[int]]:
+    """Token ids of every probe, special tokens as the tokenizer adds them.
+
+    Raises InputError for a probe without tokens, and for one longer than `max_length`: the last token is what is
+    measured, so cutting it would measure something else.
+    """
+    ids = [tokenizer(text)["input_ids"] for text in probes]
+    for number, (text, tokens) in enumerate(zip(probes, ids, strict=True), start=1):
+        if not tokens:
+            raise InputError(f"probe {number} ({text!r}) has no tokens; remove it or write something in it")
+        if len(tokens) > max_length:
+            raise InputError(
+                f"probe {number} ({text[:40]!r}…) has {len(tokens)} tokens and max_length is {max_length}: its end, "
+                f"where the hidden state is read, would be cut off. Use max_length >= {len(tokens)} or a shorter probe."
+            )
+    return ids
+
+
+@torch.inference_mode()
+def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
+    """a(M) for tokenized probes: float32 (probes, layers + 1, hidden).
+
+    `model` is a transformers causal LM, adapted in place or not. Its body runs without the LM head, on batches of
+    BATCH_PROBES probes, padded on the right: under a causal mask, what follows a token cannot reach it.
+    Raises InputError naming probe and layer if a state is not finite.
+    """
+    body = body_of(model)
+    states = []
+    for start in range(0, len(token_ids), BATCH_PROBES):
+        group = token_ids[start : start + BATCH_PROBES]
+        lengths = torch.tensor([len(tokens) for tokens in group])
+        ids = torch.zeros(len(group), int(lengths.max()), dtype=torch.long)
+        for row, tokens in enumerate(group):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (probes, tokens)
+        out = body(
+            input_ids=ids.to(device), attention_mask=mask.long().to(device), output_hidden_states=True, use_cache=False
+        )
+        rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
+        states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
+    result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
+    check_finite(result, range(result.shape[1]), str(model.dtype))
+    return result
+
+
+@torch.inference_mode()
+def one_by_one_states(model, token_ids: list[list[int]], device) -> np.ndarray:
+    """The same from the whole model (or a `PeftModel`), a probe at a time: slower, and right whatever a layer does."""
+    states = []
+    for tokens in token_ids:
+        out = model(input_ids=torch.tensor([tokens], device=device), output_hidden_states=True, use_cache=False)
+        states.append(torch.stack([hidden[0, -1] for hidden in out.hidden_states]).float().cpu())
+    result = torch.stack(states).numpy()  # (probes, layers + 1, hidden)
+    check_finite(result, range(result.shape[1]), str(model.dtype))
+    return result
+
+
+def noise_floor(base: BaseModel, token_ids: list[list[int]]) -> np.ndarray:
+    """How far v(B) moves when only the rounding changes, at every layer: float64 (layers + 1,).
+
+    The largest distance between v(B) from all probes in one batch and v(B) from the same probes one by one, two at a
+    time, in reverse order, and in a batch with more rows and more padding.
+    """
+    count, longest = len(token_ids), max(token_ids, key=len)
+    every, crowd = list(range(count)), [longest + longest[:7]] * 3
+
+    def center(groups: list[list[int]], others: list[list[int]] = ()) -> np.ndarray:
+        states = [None] * count
+        for group in groups:
+            found = last_token_states(base.model, [token_ids[i] for i in group] + list(others), base.device)
+            for i, row in zip(group, found, strict=False):
+                states[i] = row
+        return np.mean(states, axis=0, dtype=np.float64)  # float64, so that only the model's rounding counts
+
+    usual = center([every])
+    ways = [center([[i] for i in every]), center([every[i : i + 2] for i in range(0, count, 2)]), center([every[::-1]])]
+    ways.append(center([every], crowd))
+    return np.max([np.linalg.norm(way - usual, axis=-1) for way in ways], axis=0)
+
+
+def check_finite(states: np.ndarray, layers, dtype: str) -> None:
+    """Raises InputError naming probe and layer if one of `states` (probes, layers, hidden) is not finite."""
+    finite = np.isfinite(states).all(axis=-1)
+    if not finite.all():
+        probe, column = np.argwhere(~finite)[0]
+        raise InputError(
+            f"the hidden state of probe {probe + 1} at layer {layers[column]} is not finite "
+            f"(dtype {dtype.removeprefix('torch.')})"
+        )

@@ -1,0 +1,14 @@
+"""What runs the notebooks, and what they leave.
+
+Nothing else imports from here.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "parameters": ["check", "versions"],
+    "run": ["run_report"],
+    "findings": ["Findings", "write_deltas", "write_summary"],
+    "page": ["write_page"],
+    "export": ["export_for_training"],
+})  # fmt: skip

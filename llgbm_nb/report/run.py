@@ -1,0 +1,257 @@
+"""The notebooks run headless, and what a run leaves in its report folder: `python -m llgbm_nb.report --help`.
+
+A collection with adapters of several bases has one report for each, reports/<run>-<base>/.
+
+reports/<run>/   index.html (the result on one page) · 01_probes.ipynb … 05_uses.ipynb, executed, and .html of
+                 each · figures as .png · deltas.csv (a row per adapter, its delta at the last layer) · summary.json
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+from ..collection.bases import base_of, by_base
+from ..collection.find import find_adapters
+from ..collection.hub_lists import write_list
+from ..errors import InputError
+from ..files import ROOT, files_fingerprint, from_root, shown, write_whole
+from ..forward.base import base_fingerprint
+from ..uses.task_query import find_queries
+from .parameters import check, versions
+
+NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_uses")
+
+
+DEFAULTS = dict(
+    base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="generic", probe_file="",
+    max_length=256, dtype="float32", device="auto", adapters_per_pass=0, force_recompute=False, trust_remote_code=False,
+    acceptance_sample=4, precision_sample=2, evidence_sample=60, token_ranking="share", sentence_encoder="",
+    adapter="", query="data/queries", query_dir="deltas/queries", cluster="",
+)  # fmt: skip
+
+
+HOW = ("force_recompute", "cluster")  # parameters that say how a report is made, and change nothing in it
+
+
+CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
+
+
+_TABLES = "table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}"
+
+
+DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
+
+
+def run_report(name: str = "", **parameters) -> Path:
+    """Run the notebooks with `parameters` (else DEFAULTS) into `reports/<name>/`, unless that report is up to date.
+
+    Raises InputError for wrong parameters, and if a notebook fails (its message is the notebook's own last line).
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    parameters = DEFAULTS | parameters
+    values = check(parameters)
+    adapters = find_adapters(values.checkpoint_dir)
+    base_model = values.base_model or base_of(adapters)
+    folder = ROOT / "reports" / (_checked(name) or _name(parameters, values))
+    state = _state(parameters, adapters, base_model, values.probe_file)
+    marker = folder / ".inputs"
+    products = [folder / f"{n}{kind}" for n in NOTEBOOKS for kind in (".ipynb", ".html")]
+    products += [folder / "deltas.csv", folder / "summary.json", folder / "index.html"]
+    made = marker.exists() and marker.read_text() == state and all(file.exists() for file in products)
+    if made and not values.force_recompute:
+        print(f"{shown(folder)} is up to date: nothing it depends on has changed")
+        return folder
+    previous = folder.with_name(f"{folder.name}.previous")
+    if marker.exists():  # a finished report is set aside until there is a new one
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for notebook in NOTEBOOKS:
+        source, target = ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
+        print(f"{notebook} …", flush=True)
+        known = papermill.inspect_notebook(str(source))
+        mine = {key: value for key, value in (parameters | {"output_dir": shown(folder)}).items() if key in known}
+        try:
+            papermill.execute_notebook(
+                str(source), str(target), mine, kernel_name="python3", cwd=str(source.parent), progress_bar=False,
+                execution_timeout=DELTAS_TIMEOUT if notebook.startswith("03") else CELL_TIMEOUT,
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            strip_widgets(target)
+            to_html(target)
+            raise InputError(f"{shown(source)} stopped: {error.ename}: {error.evalue}") from error
+        except (DeadKernelError, CellTimeoutError) as error:
+            reason = (
+                "its kernel died (out of memory?)" if isinstance(error, DeadKernelError) else "a cell took too long"
+            )
+            raise InputError(f"{shown(source)} stopped: {reason}; what was computed is kept, run again") from error
+        strip_widgets(target)
+        to_html(target)
+    marker.write_text(state)
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder
+
+
+def strip_widgets(notebook: Path) -> None:
+    """Take live widgets out of an executed notebook: they need its kernel. What they show without one stays."""
+    import nbformat
+
+    content = nbformat.read(notebook, 4)
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    write_whole(notebook, lambda file: file.write(nbformat.writes(content).encode()))
+
+
+def to_html(notebook: Path) -> Path:
+    """One self-contained HTML page of an executed notebook, beside it."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True, exclude_output_prompt=True)
+    page, _ = exporter.from_filename(str(notebook))
+    page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
+    page = page.replace("</head>", f"<style>{_TABLES}</style></head>", 1)
+    target = notebook.with_suffix(".html")
+    write_whole(target, lambda file: file.write(page.encode()))
+    return target
+
+
+def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
+    """(name, parameters) of the reports to be run: this one, or one for each base that the adapters name.
+
+    Where there are several bases and no `base_model`, the adapters of each are written into a list of their own,
+    `reports/<name>-<base>.txt`, which is that report's `checkpoint_dir`. Raises InputError as `run_report` does.
+    """
+    parameters = DEFAULTS | parameters
+    values = check(parameters)
+    if values.base_model:
+        return [(name, parameters)]
+    groups = by_base(find_adapters(values.checkpoint_dir))
+    if len(groups) == 1:
+        return [(name, parameters)]
+    usual = _checked(name) or _name(parameters, values).lstrip(".-")
+    short = {base: re.sub(r"[^\w.-]+", "_", base.rstrip("/").rsplit("/", 1)[-1])[:60] for base in groups}
+    times = Counter(label.lower() for label in short.values())
+    found = [adapter.name for adapters in groups.values() for adapter in adapters]
+    reports = []
+    for base, adapters in groups.items():
+        label = short[base]
+        if times[label.lower()] > 1:
+            label += f"-{hashlib.sha256(base.encode()).hexdigest()[:6]}"
+        file = ROOT / "reports" / f"{usual}-{label}.txt"
+        write_list(file, adapters, f"The adapters of {base} in {shown(values.checkpoint_dir)}")
+        mine = parameters | {"checkpoint_dir": shown(file), "base_model": base}
+        if mine["adapter"] in found and mine["adapter"] not in [adapter.name for adapter in adapters]:
+            mine["adapter"] = ""  # it is of another base
+        reports.append((file.stem, mine))
+    print(f"{len(groups)} bases, a report for each:")
+    for (own, _), (base, adapters) in zip(reports, groups.items(), strict=True):
+        print(f"  {short[base]} ({len(adapters)} adapter{'s' * (len(adapters) > 1)}): reports/{own}")
+    return reports
+
+
+def _checked(name: str) -> str:
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(
+            f"the report's name is {name!r}; it must be one folder name of letters, digits, '.', '_' and '-'"
+        )
+    return name
+
+
+def _name(parameters: dict, values) -> str:
+    """What was run, in a few words; with a digest of the parameters where these are not the default ones."""
+    collection = values.checkpoint_dir
+    name = collection.stem if collection.is_file() else collection.name
+    parts = [name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
+    chosen = {key: value for key, value in parameters.items() if value != DEFAULTS[key] and key not in HOW}
+    if set(chosen) - {"probe_type"}:
+        parts.append(hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6])
+    return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts)))
+
+
+def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None) -> str:
+    """A fingerprint of all that a report is made from: parameters, notebooks, program, base, adapters and queries.
+
+    Raises InputError if there are no such queries.
+    """
+    program = [*sorted(Path(__file__).parent.glob("*.py")), *(ROOT / "notebooks" / f"{n}.ipynb" for n in NOTEBOOKS)]
+    program += [probe_file] if probe_file else []
+    program += [*find_queries(parameters["query"]).values()] if parameters["query"] else []
+    if (encoder := from_root(parameters["sentence_encoder"])).is_dir() and parameters["sentence_encoder"]:
+        program += [file for file in encoder.rglob("*") if file.is_file()]
+    state = [
+        json.dumps({key: value for key, value in parameters.items() if key not in HOW}, sort_keys=True),
+        files_fingerprint(program),
+        base_fingerprint(base_model),
+        versions(),
+    ]
+    for adapter in adapters:
+        try:
+            state.append(f"{adapter.path} {adapter.name} {adapter.domain} {adapter.fingerprint}")
+        except InputError as error:
+            state.append(f"{adapter.path} {adapter.name} {error}")
+    return hashlib.sha256("\n".join(state).encode()).hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m llgbm_nb.report",
+        allow_abbrev=False,
+        description="Run the notebooks into reports/; the options are the notebooks' parameters (README). "
+        "--checkpoint-dir is a folder, or a text file with a hub id or a folder a line. If the adapters name several "
+        "bases and --base-model none, there is a report for each.",
+    )
+    parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
+    for key, default in DEFAULTS.items():
+        kind = dict(action="store_true") if default is False else dict(type=type(default), default=default)
+        parser.add_argument(f"--{key.replace('_', '-')}", **kind)
+    given = vars(parser.parse_args(arguments))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        reports = one_for_each_base(given.pop("run"), **given)
+    except InputError as error:
+        return _failed(error)
+    outcomes = []
+    for name, parameters in reports:
+        if len(reports) > 1:
+            print(f"\n{name}")
+        outcomes.append(_report(name, parameters))
+    return max(outcomes)
+
+
+def _report(name: str, parameters: dict) -> int:
+    """Run one report, and say in a few lines how it came out. Returns 0, or 1 if it could not be made."""
+    try:
+        folder = run_report(name, **parameters)
+    except InputError as error:
+        return _failed(error)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    points, refused = summary["acceptance"], summary["failed"]
+    if refused:
+        lines = [f"{path}: {reason}" for path, reason in refused.items()]
+        print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *lines, sep="\n  ")
+    failed = [name for name, point in points.items() if point["result"] == "FAIL"]
+    print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
+    print(f"open {shown(folder)}/index.html")
+    return 0
+
+
+def _failed(error: InputError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
