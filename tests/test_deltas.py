@@ -33,7 +33,7 @@ def close(ours, theirs, share=1e-4):
 def test_every_delta_equals_an_independent_computation_at_every_layer(run, base):
     for row, path in enumerate(run.delta_set.paths):
         expected = reference_delta(base, PROBES, path)
-        for layer in range(1, run.delta_set.layers):
+        for layer in run.delta_set.layer_numbers[1:]:
             close(run.delta_set.deltas(layer)[row], expected[layer])
 
 
@@ -164,7 +164,7 @@ def test_delta_set_identities(run):
     found = run.delta_set
     for path, delta in zip(found.paths, found.deltas(), strict=True):
         assert delta.tobytes() == run.cache.get_delta(path).tobytes()  # the mean over all probes is the stored delta
-    assert found.deltas(-1).tobytes() == found.deltas(found.layers - 1, probes=range(4)).tobytes()
+    assert found.deltas(-1).tobytes() == found.deltas(found.layer_numbers[-1], probes=range(4)).tobytes()
     part = found.subset([3, 1])
     assert part.deltas(2).tobytes() == found.deltas(2)[[3, 1]].tobytes()
     assert part.names == (found.names[3], found.names[1])
@@ -325,7 +325,7 @@ def test_adapters_that_exchanged_their_names_are_not_computed_again(zoo, tmp_pat
     assert len(list(again.cache.cache_dir.rglob("*.npy"))) == 8
 
 
-def test_other_weights_of_a_base_of_the_same_name_are_told(tmp_path):
+def test_other_weights_of_a_base_of_the_same_name_are_reported(tmp_path):
     base = save_base(tmp_path / "base")
     save_adapter(tmp_path / "zoo/x/a", base)
     first = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
@@ -356,14 +356,14 @@ def test_a_change_in_shards_below_the_models_folder_is_noticed(tmp_path):
     assert third.count("computed") == 2 and any("have changed" in note for note in third.notes)
 
 
-def test_other_numbers_from_the_same_files_are_told(zoo, tmp_path, monkeypatch):
+def test_other_numbers_from_the_same_files_are_reported(zoo, tmp_path, monkeypatch):
     from llgbm_nb.forward import engine
 
     some = find_adapters(zoo)
     compute_deltas(some[:2], PROBES, cache_dir=tmp_path)
     real = engine.last_token_states
     monkeypatch.setattr(engine, "last_token_states", lambda *arguments: real(*arguments) * np.float32(1.01))
-    monkeypatch.setattr("llgbm_nb.forward.engine.Engine._has_twin", lambda self: False)
+    monkeypatch.setattr("llgbm_nb.forward.stacked_route.StackedRoute.is_usable", lambda self: False)
     run = compute_deltas(some, PROBES, cache_dir=tmp_path)
     assert any("0.01 of their norm away from those in the cache" in note for note in run.notes)
 

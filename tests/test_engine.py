@@ -27,9 +27,13 @@ from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.collection.find import find_adapters
 from llgbm_nb.evidence.reference import reference_activations, reference_delta
 from llgbm_nb.forward import engine as engine_module
+from llgbm_nb.forward import stacked_route
 from llgbm_nb.forward.base import load_base
-from llgbm_nb.forward.engine import FULL, PEFT, STACKED, Engine
-from llgbm_nb.forward.twin import DifferenceLinear, DifferenceStack
+from llgbm_nb.forward.engine import FULL, PEFT, Engine
+from llgbm_nb.forward.packing import pack_probes
+from llgbm_nb.forward.stacked_route import STACKED
+from llgbm_nb.forward.twin import Twin
+from llgbm_nb.settings import Settings
 
 LAYERS = [0, 1, 2, 3]
 LONG = [*PROBES, "x" * 90]
@@ -38,9 +42,14 @@ LONG = [*PROBES, "x" * 90]
 TOLERANCE = {None: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.02}  # of a delta's norm
 
 
-def new(base, probes=PROBES, load=None, **options) -> Engine:
+# With "bfloat16-plain" the engine makes plain passes, in whatever dtype the base has that it is given.
+DTYPES = {None: "bfloat16-plain", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def new(base, probes=PROBES, load=None, layers=LAYERS, difference=torch.float32, adapters_per_pass=0) -> Engine:
     loaded = load_base(str(base))
-    return Engine(load or (lambda: loaded), probes, 256, **(dict(layers=LAYERS) | options))
+    settings = Settings(dtype=DTYPES[difference], adapters_per_pass=adapters_per_pass)
+    return Engine(load or (lambda: loaded), probes, layers, settings)
 
 
 def measure(engine, folders) -> dict:
@@ -233,9 +242,7 @@ def loras(tmp_path_factory, base):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("difference", [None, torch.float32, torch.bfloat16])
 def test_neighbours_and_places_in_a_pass_move_no_bit(base, loras, monkeypatch, padded, difference):
-    make = engine_module.DifferenceStack if difference else engine_module.Stack
-    name = make.__name__
-    monkeypatch.setattr(engine_module, name, lambda copies, _, *rest: make(copies, padded, *rest))
+    monkeypatch.setattr("llgbm_nb.forward.twin.stacks_in_tensors", lambda device: padded)
     engine, folders, seen = new(base, adapters_per_pass=3, difference=difference), list(loras), {}
     for seed in range(6):
         random.Random(seed).shuffle(folders)
@@ -276,14 +283,12 @@ def test_a_product_on_the_difference_is_rounded_less():
     linear, x = torch.nn.Linear(4096, 64).requires_grad_(False), torch.randn(8, 4096)
     change = torch.randn(8, 4096) * 1e-3
     exact = torch.nn.functional.linear(change.double(), linear.weight.double())
-    stack = DifferenceStack(1, False, torch.float32)
-    stack.rows, layer = (8,), DifferenceLinear(linear, stack)
-    stack.record("pack")
-    base = layer(x)
-    stack.replay("pack", [], {})
-    errors = [
-        (states.double() - base - exact).norm() / exact.norm() for states in (linear(x + change), layer(x + change))
-    ]
+    twin, [pack] = Twin(torch.nn.Sequential(linear), torch.device("cpu"), torch.float32), pack_probes([[0] * 8])
+    with twin.recording(pack):
+        base = twin.tree(x)
+    with twin.replaying(pack):
+        ours = twin.tree(x + change)
+    errors = [(states.double() - base - exact).norm() / exact.norm() for states in (linear(x + change), ours)]
     assert errors[1] < errors[0] / 2
 
 
@@ -291,7 +296,7 @@ def test_a_product_on_the_difference_is_rounded_less():
 @pytest.mark.parametrize("when", ["from the start", "with several adapters"])
 @pytest.mark.parametrize("words", ["CUDA out of memory", "[enforce fail] DefaultCPUAllocator: can't allocate memory"])
 def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, monkeypatch, difference, when, words):
-    real, checked = engine_module.packed_states, []
+    real, checked = stacked_route.packed_states, []
 
     def too_much(body, pack, copies, layers):
         filled = [len(m.factors) for m in body.modules() if getattr(m, "factors", None)]
@@ -300,7 +305,7 @@ def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, mo
         checked.append((copies, bool(filled)))
         return real(body, pack, copies, layers)
 
-    monkeypatch.setattr(engine_module, "packed_states", too_much)
+    monkeypatch.setattr(stacked_route, "packed_states", too_much)
     engine = new(base, adapters_per_pass=4, difference=difference)
     found = measure(engine, loras)
     assert [m.shape[0] for m in found.values()] == ["2"] * 6 and "2 adapters share a pass" in " ".join(engine.notes)
@@ -309,13 +314,13 @@ def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, mo
 
 
 def test_neighbours_that_can_be_felt_are_noticed(base, loras, monkeypatch):
-    real = engine_module.packed_states
+    real = stacked_route.packed_states
 
     def mixes(body, pack, copies, layers):
         states = real(body, pack, copies, layers)
         return states + (states[0] - states[-1]) * 1e-3
 
-    monkeypatch.setattr(engine_module, "packed_states", mixes)
+    monkeypatch.setattr(stacked_route, "packed_states", mixes)
     engine = new(base, adapters_per_pass=3)
     found = measure(engine, loras[:2])
     assert "one adapter a pass" in " ".join(engine.notes)
@@ -323,7 +328,7 @@ def test_neighbours_that_can_be_felt_are_noticed(base, loras, monkeypatch):
 
 
 def test_a_pass_that_fails_sends_its_adapters_through_peft(base, loras, monkeypatch):
-    real, calls = engine_module.packed_states, []
+    real, calls = stacked_route.packed_states, []
 
     def fails_once(*arguments):
         calls.append(1)
@@ -331,7 +336,7 @@ def test_a_pass_that_fails_sends_its_adapters_through_peft(base, loras, monkeypa
             raise RuntimeError("out of luck")
         return real(*arguments)
 
-    monkeypatch.setattr(engine_module, "packed_states", fails_once)
+    monkeypatch.setattr(stacked_route, "packed_states", fails_once)
     engine = new(base, adapters_per_pass=3)
     found = measure(engine, loras)
     assert sorted(m.route for m in found.values()) == [PEFT] * 3 + [STACKED] * 3
@@ -340,8 +345,8 @@ def test_a_pass_that_fails_sends_its_adapters_through_peft(base, loras, monkeypa
 
 
 def test_an_architecture_whose_own_pass_comes_out_otherwise_goes_through_peft(base, loras, monkeypatch):
-    real = engine_module.packed_states
-    monkeypatch.setattr(engine_module, "packed_states", lambda *a: real(*a) * 1.001)
+    real = stacked_route.packed_states
+    monkeypatch.setattr(stacked_route, "packed_states", lambda *a: real(*a) * 1.001)
     engine = new(base)
     found = measure(engine, loras[:2])
     assert all(m.route == PEFT and error(m, base, f) <= 1e-5 for f, m in found.items())
@@ -368,7 +373,7 @@ def _counted(forward, calls):
 
 
 def test_probes_that_difference_propagation_cannot_hold_at_once_are_split(base, loras, monkeypatch):
-    monkeypatch.setattr(engine_module, "RECORD_BYTES", 100_000)
+    monkeypatch.setattr(stacked_route, "RECORD_BYTES", 100_000)
     monkeypatch.setattr(engine_module, "pack_probes", lambda ids, device: _packs_of_one(ids, device))
     engine = new(base, difference=torch.bfloat16)
     found = measure(engine, loras)
@@ -377,8 +382,6 @@ def test_probes_that_difference_propagation_cannot_hold_at_once_are_split(base, 
 
 
 def _packs_of_one(ids, device):
-    from llgbm_nb.forward.packing import pack_probes
-
     return pack_probes(ids, device, limit=1)
 
 

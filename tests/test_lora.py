@@ -8,11 +8,14 @@ from safetensors.torch import load_file, save_file
 from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.evidence.reference import reference_activations
 from llgbm_nb.forward.base import load_base
-from llgbm_nb.forward.engine import STACKED, Engine
+from llgbm_nb.forward.engine import Engine
 from llgbm_nb.forward.lora import Lora, LoraReader, is_plain
 from llgbm_nb.forward.peft_route import read_config
-from llgbm_nb.forward.twin import Stack, StackedLinear, bucket, product, put_on, twin
+from llgbm_nb.forward.stacked_route import STACKED
+from llgbm_nb.forward.twin import StackedLinear, Twin, bucket, product
+from llgbm_nb.settings import Settings
 
+DTYPES = {None: "bfloat16-plain", torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the differences
 PLAIN = {
     "rslora": dict(r=9, use_rslora=True, target_modules="all-linear"),
     "rank_pattern": dict(target_modules=["q_proj", "o_proj"], rank_pattern={"o_proj": 2, r"layers\.1.*q_proj": 7}),
@@ -39,7 +42,7 @@ def read(folder, base) -> Lora | None:
 def test_plain_lora_equals_peft_on_a_fresh_base(base, tmp_path, kind, difference):
     folder = save_adapter(tmp_path / "a", base, **PLAIN[kind])
     loaded = load_base(str(base))
-    engine = Engine(lambda: loaded, PROBES, 256, layers=[0, 1, 2, 3], difference=difference)
+    engine = Engine(lambda: loaded, PROBES, [0, 1, 2, 3], Settings(dtype=DTYPES[difference]))
     [measured] = engine.measure([Adapter(str(folder), "a")])
     expected = reference_activations(base, PROBES, folder) - reference_activations(base, PROBES)
     assert measured.route == STACKED, engine.notes
@@ -51,7 +54,7 @@ def test_lora_on_conv1d_and_its_embedding(tmp_path):
     base = save_base(tmp_path / "gpt2", "gpt2")
     targets = dict(target_modules=["c_attn", "c_proj", "wte"], fan_in_fan_out=True)
     folder = save_adapter(tmp_path / "a", base, **targets)
-    [measured] = Engine(lambda: load_base(str(base)), PROBES, 256, layers=[3]).measure([Adapter(str(folder), "a")])
+    [measured] = Engine(lambda: load_base(str(base)), PROBES, [3], Settings()).measure([Adapter(str(folder), "a")])
     expected = reference_activations(base, PROBES, folder) - reference_activations(base, PROBES)
     assert measured.route == STACKED
     np.testing.assert_allclose(measured.differences[:, 0], expected[:, 3], atol=1e-5 * np.abs(expected).max())
@@ -119,12 +122,12 @@ def test_tensors_that_are_not_exactly_what_the_config_asks_for_are_not_plain(bas
 def test_the_twin_shares_the_bases_parameters_and_touches_nothing(base, tmp_path):
     loaded = load_base(str(base))
     modules, body = dict(loaded.model.named_modules()), loaded.body
-    tree = twin(body, Stack(1, False))
-    put_on(tree, [read(save_adapter(tmp_path / "a", base), loaded)], loaded.device, 1)
+    twin = Twin(body, loaded.device)
+    twin.put_on([read(save_adapter(tmp_path / "a", base), loaded)], 1)
     assert dict(loaded.model.named_modules()) == modules and not any(
         isinstance(m, StackedLinear) for m in body.modules()
     )
-    ours = {id(p) for p in tree.parameters()}
+    ours = {id(p) for p in twin.tree.parameters()}
     assert ours == {id(p) for p in body.parameters()}
 
 

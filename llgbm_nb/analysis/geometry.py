@@ -73,18 +73,19 @@ def centered(deltas: np.ndarray) -> np.ndarray:
     return rest
 
 
-def nearest(cosines: np.ndarray, k: int) -> np.ndarray:
-    """Each row's `k` nearest others, (adapters, k) indices, the nearest first; of equally near ones the first."""
-    others = -cosines.copy()
-    np.fill_diagonal(others, np.inf)
-    return np.argsort(others, axis=1, kind="stable")[:, : max(0, min(k, len(cosines) - 1))]
+def nearest(rows: np.ndarray, k: int, of: int | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest by cosine, the nearest first, and of equally near ones the first: indices int64, cosines float64.
 
-
-def near(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same from `directions` (adapters, hidden), and the cosines: two arrays (adapters, k), int64 and float64.
-
+    `rows` (adapters, hidden) are `directions`. Without `of`, each row's nearest others, two arrays (adapters, k); with
+    it those of one, two arrays (k,): of a row, by its index, its nearest others; of any delta (hidden,), all rows count.
     Exact: BLOCK rows at a time are compared with all, in the dtype of `rows`, and no more is there at once.
     """
+    if of is not None:
+        own = None if np.ndim(of) else of
+        cosines = rows @ (directions(np.asarray(of)[None])[0] if own is None else rows[own])
+        order = np.argsort(-cosines, kind="stable")
+        order = (order if own is None else order[order != own])[: max(0, k)]
+        return order, cosines[order].astype(np.float64)
     k = max(0, min(k, len(rows) - 1))
     found, values = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
     for start in range(0, len(rows) if k else 0, BLOCK):
@@ -96,6 +97,9 @@ def near(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             values[start + each, rank] = cosines[each, best]
             cosines[each, best] = -np.inf
     return found, values
+
+
+near = nearest  # until evidence and uses have followed
 
 
 def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:

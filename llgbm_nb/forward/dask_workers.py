@@ -66,7 +66,7 @@ class Job:
     threads: int
 
 
-def job(settings: Settings, base_fingerprint: str, probes: Sequence[str], layers: Sequence[int]) -> Job:
+def job_of(settings: Settings, base_fingerprint: str, probes: Sequence[str], layers: Sequence[int]) -> Job:
     """The job of a run in this process: its settings, without what only this process knows."""
     settings = replace(settings, cluster="", cache_dir="", layers=tuple(layers))
     return Job(settings, base_fingerprint, tuple(probes), tuple(layers), torch.get_num_threads())

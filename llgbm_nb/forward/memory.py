@@ -1,4 +1,4 @@
-"""TODO: header."""
+"""What an allocator keeps and what it hands back, and how to tell that memory has run out."""
 
 import ctypes
 import gc
@@ -31,6 +31,7 @@ def _of_glibc(function: str):
     return getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory has run out, of the machine or of a device."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

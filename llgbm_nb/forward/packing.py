@@ -8,14 +8,15 @@ Only the rows of the last tokens are kept of each layer, the pass stops at the d
 head, and in the last layer the MLP sees the last tokens alone. This module knows nothing of adapters.
 """
 
-from contextlib import ExitStack
-from contextvars import ContextVar
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PASS_TOKENS = 512  # of one copy of the probes; more of them go in several passes
 
@@ -58,8 +59,8 @@ def _pack(group: list[list[int]], device) -> Pack:
     return Pack(*(torch.tensor(each, device=device) for each in values))
 
 
-class _Deepest(Exception):
-    """Raised inside the model once the deepest layer that was asked for has been read."""
+class _LayersRead(Exception):
+    """Ends a forward pass from inside: every layer that was asked for has been read."""
 
 
 def blocks_of(body: nn.Module) -> nn.ModuleList:
@@ -78,35 +79,52 @@ def packed_states(body: nn.Module, pack: Pack, copies: int, layers: list[int]) -
     `body` is a causal LM's, whose decoder layers get their input first (or as `hidden_states`), and which tells probes
     in one row apart by their `position_ids`. That is transformers' convention; the engine checks it on each base.
     """
-    blocks, found = blocks_of(body), {}
-    deepest = max(layers)
-
-    def read(layer: int):
-        def hook(module, args, kwargs):
-            if layer in layers:
-                found[layer] = (args[0] if args else kwargs["hidden_states"])[:, pack.last].float()
-            if layer == deepest:
-                raise _Deepest
-
-        return hook
-
-    with ExitStack() as hooks:
-        for layer, block in enumerate(blocks[: deepest + 1]):
-            hooks.callback(block.register_forward_pre_hook(read(layer), with_kwargs=True).remove)
-        if deepest == len(blocks) and _is_rowwise(mlp := getattr(blocks[-1], "mlp", None)):
-            hooks.callback(mlp.register_forward_pre_hook(lambda _, args: (args[0][:, pack.last], *args[1:])).remove)
-            hooks.callback(mlp.register_forward_hook(lambda _, args, y: _spread(y, pack)).remove)
-        hooks.enter_context(_attention_by_probe(body, pack))
-        row = (copies, -1)
+    row, deepest = (copies, -1), max(layers)
+    with _by_probe(body, pack), _last_tokens_read(body, pack, layers) as states:
         try:
             out = body(
                 input_ids=pack.ids.expand(row), position_ids=pack.positions.expand(row), attention_mask=None,
                 use_cache=False,
             )  # fmt: skip
-            found[deepest] = out.last_hidden_state[:, pack.last].float()
-        except _Deepest:
+            states[deepest] = out.last_hidden_state[:, pack.last].float()
+        except _LayersRead:
             pass
-    return torch.stack([found[layer] for layer in layers], dim=2)
+    return torch.stack([states[layer] for layer in layers], dim=2)
+
+
+@contextlib.contextmanager
+def _last_tokens_read(body: nn.Module, pack: Pack, layers: list[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, passes of `body` leave {layer: float32 (copies, probes, hidden)} here, and end at the deepest layer.
+
+    Of the last layer only the input is left, and its MLP computes the last tokens alone.
+    """
+    blocks, found, deepest = blocks_of(body), {}, max(layers)
+
+    def read(layer: int, block: nn.Module, args: tuple, kwargs: dict) -> None:
+        if layer in layers:
+            found[layer] = (args[0] if args else kwargs["hidden_states"])[:, pack.last].float()
+        if layer == deepest:
+            raise _LayersRead
+
+    def keep_last(mlp: nn.Module, args: tuple) -> tuple:
+        return args[0][:, pack.last], *args[1:]
+
+    def spread(mlp: nn.Module, args: tuple, y: torch.Tensor) -> torch.Tensor:
+        out = y.new_zeros(y.shape[0], pack.tokens, y.shape[-1])  # the other tokens are read no more
+        out[:, pack.last] = y
+        return out
+
+    hooks = [
+        block.register_forward_pre_hook(partial(read, layer), with_kwargs=True)
+        for layer, block in enumerate(blocks[: deepest + 1])
+    ]
+    if deepest == len(blocks) and _is_rowwise(mlp := getattr(blocks[-1], "mlp", None)):
+        hooks += [mlp.register_forward_pre_hook(keep_last), mlp.register_forward_hook(spread)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _is_rowwise(mlp: nn.Module | None) -> bool:
@@ -116,22 +134,33 @@ def _is_rowwise(mlp: nn.Module | None) -> bool:
     return bool(leaves) and all(any(word in type(m).__name__.lower() for word in words) for m in leaves)
 
 
-def _spread(y: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """The last tokens' rows (copies, probes, hidden) in their places among all tokens; the others are zero."""
-    out = y.new_zeros(y.shape[0], pack.tokens, y.shape[-1])
-    out[:, pack.last] = y
-    return out
+@contextlib.contextmanager
+def _by_probe(body: nn.Module, pack: Pack) -> Iterator[None]:
+    """While open, `body` attends within each probe, where that is less work than one masked square over all of them.
+
+    It is for models on sdpa without a sliding window shorter than a probe; others keep their own masked attention.
+    """
+    config, (probes, longest) = body.config, pack.grid.shape
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    pays = probes * longest**2 < pack.tokens**2 and not (window and window < longest)
+    if config._attn_implementation != "sdpa" or not pays:
+        yield
+        return
+    name = f"by_probe_{id(pack)}"
+    ALL_ATTENTION_FUNCTIONS[name] = partial(_attention_within_probes, pack)
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
+        del ALL_ATTENTION_FUNCTIONS[name]
 
 
-_current: ContextVar[Pack] = ContextVar("pack")
-
-
-def _probe_attention(module, query, key, value, attention_mask, **kwargs):
+def _attention_within_probes(pack: Pack, module, query, key, value, attention_mask, **kwargs):
     """transformers' own causal attention on each probe: q, k, v come as (copies, heads, tokens, width)."""
-    pack = _current.get()
     copies, (probes, longest) = query.shape[0], pack.grid.shape
 
-    def apart(t):  # (copies * probes, heads, longest, width)
+    def apart(t: torch.Tensor) -> torch.Tensor:  # (copies * probes, heads, longest, width)
         return t[:, :, pack.grid].transpose(1, 2).flatten(0, 1)
 
     kwargs["is_causal"] = True
@@ -139,33 +168,3 @@ def _probe_attention(module, query, key, value, attention_mask, **kwargs):
     out, weights = sdpa_attention_forward(module, apart(query), apart(key), apart(value), None, **kwargs)
     out = out.reshape(copies, probes * longest, *out.shape[2:])
     return out[:, pack.back], weights
-
-
-AttentionInterface.register("by_probe", _probe_attention)
-
-
-class _attention_by_probe:
-    """While open, `body` attends within each probe, if that is less work than one masked square over all of them.
-
-    It is for models on sdpa without a sliding window shorter than a probe; others keep their own masked attention.
-    """
-
-    def __init__(self, body: nn.Module, pack: Pack):
-        self.config, self.pack = body.config, pack
-        probes, longest = pack.grid.shape
-        window = getattr(self.config.get_text_config(), "sliding_window", None)
-        self.pays = (
-            self.config._attn_implementation == "sdpa"
-            and probes * longest**2 < pack.tokens**2
-            and not (window and window < longest)
-        )
-
-    def __enter__(self):
-        if self.pays:
-            self.token = _current.set(self.pack)
-            self.config._attn_implementation = "by_probe"
-
-    def __exit__(self, *error):
-        if self.pays:
-            self.config._attn_implementation = "sdpa"
-            _current.reset(self.token)

@@ -1,13 +1,27 @@
-"""Plain LoRA: reading it exactly, and applying several adapters to one untouched base in one pass.
+"""Several LoRA adapters on one untouched base, in one pass: a twin of its module tree around the same parameters.
 
     y = W x + b + scale * B (A x)            for each adapter with its own A, B; W and b are the base's
 
-`twin` copies the base's module tree around the same parameters and puts a `StackedLinear` in the place of each linear
-layer. The base itself, modules and weights, is never touched, so no adapter can leave anything behind.
-This module knows nothing of probes or of the cache.
+In the twin a `StackedLinear` stands in the place of each linear layer. The base itself, modules and weights, is never
+touched, so no adapter can leave anything behind.
+
+**Difference propagation.** A delta is a small difference of two large things, and rounding them both to half precision
+loses it. But the base needs its pass only once, in float32 (`Twin.recording`), and leaves the input x_B and the output
+y_B of every linear layer. For an adapter (`Twin.replaying`), each layer then computes
+
+    y = y_B + W_low (x - x_B)_low + scale * B (A x)        W_low, (.)_low in the products' dtype; the rest in float32
+
+so that what a product rounds is the difference, whatever its size. With products in float32, too, the errors of their
+long sums shrink with the difference, at no cost in time. Before the first layer that an adapter changes the difference
+is exactly zero, and the product is left out.
+
+This module knows nothing of files and of the cache.
 """
 
+import contextlib
 import copy
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,64 +29,143 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from .lora import Lora
+from .packing import Pack
 
 
 class Unstackable(Exception):
     """This base's forward pass is not one that several adapters can share. PEFT measures them one at a time."""
 
 
-class Stack:
-    """The twin's state, shared by all its modules: how many copies of the probes a pass holds, and of how many rows.
+class Twin:
+    """A second module tree around the parameters of `body`, ready for several adapters at once.
 
-    `padded` stacks ranks into one tensor for batched products (accelerators); without it each copy has its own call
-    (CPU), which costs nothing there. Either way an adapter's bits do not depend on the others in the pass.
+    `low` is the dtype in which difference propagation multiplies; None: plain passes, without records.
     """
 
-    def __init__(self, copies: int, padded: bool):
-        self.copies, self.padded = copies, padded
-        self.stream = None  # for transfers to cuda
-        self.rows: tuple[int, ...] = ()  # rows of a copy that a linear layer may see: all tokens, or the last ones
+    def __init__(self, body: nn.Module, device: torch.device, low: torch.dtype | None = None):
+        self._device, self.stack = device, Stack(stacks_in_tensors(device), low)
+        self.tree = copy.deepcopy(body, {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())})
+        linear = DifferenceLinear if low else StackedLinear
+        kinds = {nn.Linear: linear, Conv1D: linear, nn.Embedding: StackedEmbedding}
+        for name, module in list(self.tree.named_modules()):
+            if type(module) in kinds:
+                parent, _, child = name.rpartition(".")
+                setattr(self.tree.get_submodule(parent), child, kinds[type(module)](module, self.stack))
+        self._layers = {
+            name: module
+            for name, module in self.tree.named_modules()
+            if isinstance(module, StackedLinear | StackedEmbedding)
+        }
+        self._changed: set[str] = set()  # modules that the adapters put on change
 
+    def put_on(self, loras: list[Lora], copies: int) -> None:
+        """Load a group of at most `copies` adapters, one for each copy of the probes, in the place of the one before.
 
-def twin(body: nn.Module, stack: Stack, linear=None) -> nn.Module:
-    """A second module tree around the parameters of `body`, its linear layers and embeddings ready for LoRA."""
-    shared = {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())}
-    tree = copy.deepcopy(body, shared)
-    for name, module in list(tree.named_modules()):
-        kind = {nn.Linear: linear or StackedLinear, Conv1D: linear or StackedLinear, nn.Embedding: StackedEmbedding}
-        if type(module) in kind:
-            parent, _, child = name.rpartition(".")
-            setattr(tree.get_submodule(parent), child, kind[type(module)](module, stack))
-    return tree
-
-
-def put_on(tree: nn.Module, loras: list[Lora], device: torch.device, copies: int) -> None:
-    """Load a group of at most `copies` adapters, one for each copy, in the place of the group before.
-
-    Copies without an adapter stay bare. On cuda transfers run beside the computation, each layer waiting for its own.
-    """
-    rank = max((bucket(lora) for lora in loras), default=0)
-    known = set()
-    for name, module in tree.named_modules():
-        if isinstance(module, StackedLinear | StackedEmbedding):
+        Copies without an adapter stay bare. On cuda transfers run beside the computation, each layer waiting for its
+        own. Raises Unstackable if an adapter changes what is no layer of its own.
+        """
+        rank = max(map(bucket, loras), default=0)
+        self.stack.copies, self._changed = copies, {name for lora in loras for name in lora.factors}
+        if unknown := self._changed - self._layers.keys():
+            raise Unstackable(f"{min(unknown)} is no layer of its own")
+        for name, module in self._layers.items():
             factors = [lora.factors.get(name) for lora in loras]
             if not any(factors):
                 module.factors = None
-            elif module.stack.padded:
-                module.factors = _padded(factors, rank, copies, device, module.stack)
+            elif self.stack.padded:
+                module.factors = _padded(factors, rank, copies, self._device, self.stack)
             else:
                 module.factors = factors
-            known.add(name)
-    if unknown := set().union(*(lora.factors for lora in loras)) - known:
-        raise Unstackable(f"{min(unknown)} is no layer of its own")
+
+    def together(self, lora: Lora) -> int:
+        """A key: adapters of one key may share a pass, so that the shapes of an adapter's products are its own."""
+        return bucket(lora) if self.stack.padded else 0
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every linear layer, by name."""
+        layers = self._layers.items()
+        return {name: tuple(layer.weight.shape) for name, layer in layers if isinstance(layer, StackedLinear)}
+
+    @contextlib.contextmanager
+    def recording(self, pack: Pack) -> Iterator[None]:
+        """For the base's own pass over `pack`, one copy, nothing put on: what layers see is kept for `replaying`."""
+        self.put_on([], 1)
+        stack, stack.records[pack] = self.stack, {}
+        stack.rows, stack.pack, stack.recording = (pack.tokens, len(pack.last)), pack, True
+        try:
+            yield
+        finally:
+            stack.recording = False
+            stack.let_go()
+
+    @contextlib.contextmanager
+    def replaying(self, pack: Pack) -> Iterator[None]:
+        """For passes over `pack` of what is put on; with difference propagation it must have been recorded."""
+        stack = self.stack
+        stack.rows, stack.pack = (pack.tokens, len(pack.last)), pack
+        orders = [stack.order.get(self._layers[name], -1) for name in self._changed]  # embeddings come before them all
+        stack.first = min(orders, default=-1)  # with nothing put on, all is computed
+        try:
+            yield
+        finally:
+            stack.let_go()
+
+    def is_recorded(self, pack: Pack) -> bool:
+        return pack in self.stack.records
+
+    def forget_records(self) -> None:
+        self.stack.records.clear()
+
+    @property
+    def record_bytes(self) -> int:
+        """What the records take; inputs that several layers share are counted once."""
+        kept = (t for record in self.stack.records.values() for pair in record.values() for t in pair)
+        return sum({t.data_ptr(): t.nbytes for t in kept}.values())
+
+
+def stacks_in_tensors(device: torch.device) -> bool:
+    """Whether ranks are padded into one tensor for batched products (accelerators).
+
+    On a CPU each copy has its own call, which costs nothing there. Either way an adapter's bits do not depend on the
+    others in the pass.
+    """
+    return device.type != "cpu"
 
 
 def bucket(lora: Lora) -> int:
-    """The rank that an adapter's factors are padded to in a padded stack: the next power of two, 8 or more.
-
-    Only adapters of one bucket go into one pass, so that the shapes of an adapter's products are its own.
-    """
+    """The rank that an adapter's factors are padded to in a padded stack: the next power of two, 8 or more."""
     return max(8, 1 << (lora.rank - 1).bit_length()) if lora.rank else 8
+
+
+class Stack:
+    """The state that all layers of a twin share: the shape of the pass, and the base's records."""
+
+    def __init__(self, padded: bool, low: torch.dtype | None = None):
+        self.padded, self.low, self.copies = padded, low, 1
+        self.stream = None  # for transfers to cuda
+        self.rows: tuple[int, ...] = ()  # rows of a copy that a linear layer may see: all tokens, or the last ones
+        self.pack, self.recording = None, False
+        self.records: dict[Pack, dict] = {}  # {pack: {layer: (x_B (rows, in), y_B (rows, out))}}
+        self.order: dict[StackedLinear, int] = {}  # in which the base's pass came to the layers
+        self.first = -1  # order of the first layer that the pass's adapters change
+        self._input = self._difference = None  # of the layer before, which several share
+
+    def keep(self, layer: "StackedLinear", x: torch.Tensor, y: torch.Tensor) -> None:
+        """Record a layer's input (rows, in) and output (rows, out)."""
+        if self._input is None or self._input.data_ptr() != x.data_ptr() or self._input.shape != x.shape:
+            self._input = x  # query, key and value have one input: it is kept once
+        self.records[self.pack][layer] = self._input, y
+        self.order[layer] = len(self.records[self.pack]) - 1
+
+    def difference(self, x: torch.Tensor, rows: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """(x - x_B)_low, computed once for layers that have one input `x`; `rows` is x as (copies, rows, in)."""
+        if self._input is not x:
+            self._input, self._difference = x, (rows - base).to(self.low)
+        return self._difference
+
+    def let_go(self) -> None:
+        """Let go of the last pass's tensors."""
+        self._input = self._difference = None
 
 
 def _padded(factors: list, rank: int, copies: int, device: torch.device, stack: Stack):
@@ -136,6 +229,27 @@ class StackedLinear(nn.Module):
         return y.to(low)
 
 
+class DifferenceLinear(StackedLinear):
+    """The same, as the base's recorded output and what each copy's input differs by."""
+
+    def _product(self):
+        return product(self.weight.to(self.stack.low))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.stack.recording:
+            y = F.linear(x, self.weight, self.bias)
+            self.stack.keep(self, x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]))
+            return y.clone()  # what the model does to it in place is not in the record
+        base_x, base_y = self.stack.records[self.stack.pack][self]
+        rows = self._rows(x)
+        if self.stack.order[self] <= self.stack.first:
+            y = base_y.repeat(self.stack.copies, 1, 1)
+        else:
+            y = self.product(self.stack.difference(x, rows, base_x)).float()
+            y += base_y
+        return self._add_lora(y, rows).view(*x.shape[:-1], y.shape[-1])
+
+
 class StackedEmbedding(nn.Module):
     """An embedding of the base, and the LoRA factors of each copy in the pass."""
 
@@ -167,84 +281,24 @@ class StackedEmbedding(nn.Module):
         return x.to(low)
 
 
-def product(weight: torch.Tensor, bias: torch.Tensor | None = None):
+def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function x -> x W^T + b. On the CPU W is laid out once for oneDNN, which saves doing so at every call."""
-    if (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-    ):
-        try:
-            laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
-        except RuntimeError:  # a processor without bfloat16 products: the same operands, multiplied in float32
-            if weight.dtype == torch.float32:
-                raise
-            in_float32 = product(weight.float(), None if bias is None else bias.float())
-            return lambda x: in_float32(x.float()).to(weight.dtype)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
-    return lambda x: F.linear(x, weight, bias)
+    dtypes = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+    if weight.device.type != "cpu" or weight.dtype not in dtypes:
+        return partial(F.linear, weight=weight, bias=bias)
+    try:
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
+    except RuntimeError:  # a processor without bfloat16 products: the same operands, multiplied in float32
+        if weight.dtype == torch.float32:
+            raise
+        finer = product(weight.float(), None if bias is None else bias.float())
 
+        def in_float32(x: torch.Tensor) -> torch.Tensor:
+            return finer(x.float()).to(weight.dtype)
 
-class DifferenceStack(Stack):
-    """The twin's state, with what the base left behind in each row of probes."""
+        return in_float32
 
-    def __init__(self, copies: int, padded: bool, low: torch.dtype):
-        super().__init__(copies, padded)
-        self.low = low
-        self.records: dict[object, dict] = {}  # {pack: {layer: (x_B (rows, in), y_B (rows, out))}}
-        self.order: dict[StackedLinear, int] = {}  # in which the base's pass came to the layers
-        self.pack, self.recording, self.first = None, False, -1
-        self._of, self._result = None, None
+    def by_onednn(x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
 
-    def record(self, pack) -> None:
-        """From now on, the pass is the base's over `pack`, one copy, and is kept."""
-        self.pack, self.recording, self.records[pack] = pack, True, {}
-
-    def replay(self, pack, loras: list[Lora], names: dict[str, StackedLinear]) -> None:
-        """From now on, passes are those of `loras` over `pack`; `names` are the twin's modules by name."""
-        changed = {name for lora in loras for name in lora.factors}
-        orders = [self.order.get(names.get(name), -1) for name in changed]  # an embedding comes before them all
-        self.pack, self.recording, self.first = pack, False, min(orders, default=-1)  # of nothing: compute it all
-
-    def keep(self, layer: StackedLinear, x: torch.Tensor, y: torch.Tensor) -> None:
-        if self._of is None or self._of.data_ptr() != x.data_ptr() or self._of.shape != x.shape:
-            self._of = x  # query, key and value have one input: it is kept once
-        self.records[self.pack][layer] = self._of, y
-        self.order[layer] = len(self.records[self.pack]) - 1
-
-    def difference(self, x: torch.Tensor, rows: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        """(x - x_B)_low, computed once for layers that have one input `x`; `rows` is x as (copies, rows, in)."""
-        if self._of is not x:
-            self._of, self._result = x, (rows - base).to(self.low)
-        return self._result
-
-    def forget(self) -> None:
-        """Let go of the last pass's tensors."""
-        self._of = self._result = None
-
-    @property
-    def bytes(self) -> int:
-        """What the records take; inputs that several layers share are counted once."""
-        kept = (t for record in self.records.values() for pair in record.values() for t in pair)
-        return sum({t.data_ptr(): t.nbytes for t in kept}.values())
-
-
-class DifferenceLinear(StackedLinear):
-    """A linear layer of the base that adds what each copy's input differs by."""
-
-    def _product(self):
-        return product(self.weight.to(self.stack.low))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.stack.recording:
-            y = F.linear(x, self.weight, self.bias)
-            self.stack.keep(self, x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]))
-            return y.clone()  # what the model does to it in place is not in the record
-        base_x, base_y = self.stack.records[self.stack.pack][self]
-        rows = self._rows(x)
-        if self.stack.order[self] <= self.stack.first:
-            y = base_y.repeat(self.stack.copies, 1, 1)
-        else:
-            y = self.product(self.stack.difference(x, rows, base_x)).float()
-            y += base_y
-        return self._add_lora(y, rows).view(*x.shape[:-1], y.shape[-1])
+    return by_onednn

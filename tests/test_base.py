@@ -6,7 +6,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llgbm_nb import InputError, compute_base_activation, get_average_activation
 from llgbm_nb.evidence.reference import reference_activations
-from llgbm_nb.forward import base as activations
 from llgbm_nb.forward.base import base_fingerprint, load_base
 from llgbm_nb.forward.states import last_token_states, tokenize
 
@@ -36,7 +35,7 @@ def test_more_probes_than_fit_in_a_batch_give_the_same(base, monkeypatch):
     loaded = load_base(str(base))
     ids = tokenize(loaded.tokenizer, PROBES)
     whole = last_token_states(loaded.model, ids, loaded.device)
-    monkeypatch.setattr(activations, "BATCH_PROBES", 3)
+    monkeypatch.setattr("llgbm_nb.forward.states.BATCH_PROBES", 3)
     np.testing.assert_allclose(last_token_states(loaded.model, ids, loaded.device), whole, rtol=1e-4, atol=1e-5)
 
 

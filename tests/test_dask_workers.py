@@ -20,6 +20,7 @@ from llgbm_nb.deltas import DeltaRun
 from llgbm_nb.errors import InputError
 from llgbm_nb.forward.dask_workers import local_cluster
 from llgbm_nb.forward.engine import Measured
+from llgbm_nb.settings import Settings
 
 ADAPTERS = 40
 
@@ -189,9 +190,9 @@ def test_an_interrupt_leaves_what_was_measured_and_nothing_on_the_workers(client
 
 @pytest.mark.slow
 def test_a_worker_with_other_files_of_the_base_is_refused(client, base, forty):
-    from llgbm_nb.forward.dask_workers import Job, Workers
+    from llgbm_nb.forward.dask_workers import Workers, job_of
 
-    job = Job(str(base), "of other files", tuple(PROBES), (3,), "float32", "cpu", 64, 0, False, 1)
+    job = job_of(Settings(str(base), device="cpu", max_length=64), "of other files", PROBES, [3])
     with pytest.raises(InputError, match="no worker of tcp://.* can have the base: its files of the base .* are other"):
         Workers(client, job)
 

@@ -1,0 +1,307 @@
+"""The fast route: plain LoRA adapters of one base, several in a forward pass over its `Twin`.
+
+    read ahead -> groups of `copies` adapters -> a pass for each pack of probes -> a(M) - a(B)
+
+Before it is used on a base, its own pass is held against transformers', and it is checked that an adapter's bits depend
+neither on its place in a pass nor on its neighbours. Memory that runs out halves the group. What cannot go this way
+comes out as `NotStacked`; this module knows nothing of what becomes of it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..collection.adapters import Adapter, check_tokenizer
+from ..errors import InputError, first_sentence
+from .base import BaseModel
+from .lora import Lora, LoraReader, is_plain
+from .memory import hand_back_memory, out_of_memory
+from .packing import Pack, blocks_of, packed_states
+from .peft_route import read_config
+from .states import check_finite
+from .twin import Twin, Unstackable
+
+STACKED = "stacked"
+RECORD_BYTES = 4 * 2**30  # what difference propagation may keep of the base at once; beyond it, the probes are split
+BLOCK = 16  # adapters that share one base pass, where the probes are split
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One adapter's outcome. `differences` is float32 (probes, layers, hidden), or None with a `reason`."""
+
+    adapter: Adapter
+    route: str
+    seconds: float
+    differences: np.ndarray | None = None
+    reason: str = ""
+    shape: str = ""  # of the pass: "2 adapters x 182 tokens"
+
+
+@dataclass(frozen=True)
+class NotStacked:
+    """An adapter that another route has to measure."""
+
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """An adapter that has been read, and is plain LoRA."""
+
+    adapter: Adapter
+    lora: Lora
+
+
+class _Failure:
+    """What is kept of an error: the error itself holds on to the tensors of its pass."""
+
+    def __init__(self, error: Exception):
+        self.reason, self.is_memory = first_sentence(error), out_of_memory(error)
+
+
+class StackedRoute:
+    """Measures plain LoRA adapters on `base`, `copies` at a time; fewer once memory has run out.
+
+    `packs` are the probes in rows, `layers` the layer numbers, ascending, and `base_states` a(B) there, float32
+    (probes, layers, hidden). `low` is the dtype of difference propagation, or None. `note` is called with sentences
+    that the user should read.
+    """
+
+    def __init__(
+        self, base: BaseModel, packs: list[Pack], layers: list[int], base_states: np.ndarray,
+        low: torch.dtype | None, copies: int, note: Callable[[str], None],
+    ):  # fmt: skip
+        self._base, self._packs, self._layers, self._low, self._note = base, packs, layers, low, note
+        self._base_states, self.copies = base_states, copies
+        self._unusable = False  # found out with the first adapter
+        self.drop()
+
+    def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured | NotStacked]:
+        """Every adapter's outcome, in groups as soon as there is one; not in the order of `adapters`."""
+        waiting: dict[int, list[_Plain]] = {}
+        for each in self._read(adapters):
+            if not isinstance(each, _Plain):
+                yield each
+            elif self._unusable:  # it was lost on the way, to memory
+                yield NotStacked(each.adapter)
+            else:
+                block = waiting.setdefault(self._twin.together(each.lora), [])
+                block.append(each)
+                if len(block) >= (BLOCK if len(self._chunks) > 1 else self.copies):
+                    yield from self._measure_block(block[:])
+                    block.clear()
+        for block in filter(None, waiting.values()):
+            yield from self._measure_block(block)
+
+    def is_usable(self) -> bool:
+        """Whether adapters can be stacked on this base: found out once, by comparing the base's own pass."""
+        while self._twin is None and not self._unusable:
+            failure = None
+            try:
+                self._make_twin()
+                self._measure_base()
+            except Exception as error:  # an architecture of its own: any kind of error can come out of its forward pass
+                failure = _Failure(error)
+            if failure is None:
+                break
+            self.drop()
+            if failure.is_memory and self.copies > 1:
+                self._halve()
+            else:
+                self._note(f"every adapter goes through PEFT, one at a time: {failure.reason}")
+                self._unusable = True
+        return not self._unusable
+
+    def drop(self) -> None:
+        """Free the twin: its laid-out weights and records. It is made again when it is needed."""
+        held = getattr(self, "_twin", None) is not None
+        self._twin = self._read_lora = None
+        self._twin_base: dict[Pack, torch.Tensor] = {}  # a(B) on the twin: float32 (probes, layers, hidden)
+        self._chunks = [self._packs]  # the packs that difference propagation can hold records of at once
+        if held:
+            hand_back_memory()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _read(self, adapters: Iterable[Adapter]) -> Iterator[Measured | NotStacked | _Plain]:
+        """Adapters that are plain LoRA, read from disk some ahead of their turn."""
+        with ThreadPoolExecutor(1, "reader") as reader:
+            ahead: deque = deque()
+            for adapter in adapters:
+                config = None if adapter.is_checkpoint else _config(adapter)
+                if config is None or not is_plain(config) or not self.is_usable():
+                    yield NotStacked(adapter)
+                    continue
+                ahead.append((adapter, config, reader.submit(adapter.read_tensors)))
+                if len(ahead) > self.copies:
+                    yield self._parsed(*ahead.popleft())
+            while ahead:
+                yield self._parsed(*ahead.popleft())
+
+    def _parsed(self, adapter: Adapter, config, reading: Future) -> Measured | NotStacked | _Plain:
+        try:
+            tensors = reading.result()
+            check_tokenizer(adapter, self._base.tokenizer)
+            if self._read_lora is None:  # the twin was lost on the way, to memory
+                return NotStacked(adapter)
+            lora = self._read_lora(config, tensors)
+        except InputError as error:
+            return Measured(adapter, STACKED, 0.0, reason=str(error))
+        except Exception:  # a config that PEFT's own functions stumble over: let PEFT say what is wrong
+            return NotStacked(adapter)
+        return NotStacked(adapter) if lora is None else _Plain(adapter, lora)
+
+    # -- groups --------------------------------------------------------------------------------------------------------
+
+    def _measure_block(self, block: list[_Plain]) -> Iterator[Measured | NotStacked]:
+        """Adapters that see the probes before the next base pass: one group, or many if the probes are split."""
+        start, failure = time.perf_counter(), None
+        try:
+            found = self._differences([each.lora for each in block])
+        except Exception as error:
+            failure = _Failure(error)
+        if failure is None:
+            seconds = (time.perf_counter() - start) / len(block)
+            yield from (self._checked(each.adapter, states, seconds) for each, states in zip(block, found, strict=True))
+        elif failure.is_memory:
+            yield from self._measure_halves(block)
+        else:  # alone, through PEFT, each will say what is wrong with it
+            passed = f"{len(block)} adapters went through PEFT, as a pass with all of them failed: {failure.reason}"
+            self._note(passed)
+            yield from (NotStacked(each.adapter) for each in block)
+
+    def _differences(self, loras: list[Lora]) -> list[np.ndarray]:
+        """a(M) - a(B) of each adapter: float32 (probes, layers, hidden)."""
+        states = [[] for _ in loras]
+        for chunk in self._chunks:
+            self._record(chunk)
+            for first in range(0, len(loras), self.copies):
+                group = loras[first : first + self.copies]
+                self._twin.put_on(group, self.copies)
+                for pack in chunk:
+                    found = self._pass(pack) - self._twin_base[pack]
+                    for number in range(len(group)):
+                        states[first + number].append(found[number])
+        return [torch.cat(parts).numpy() for parts in states]
+
+    def _checked(self, adapter: Adapter, differences: np.ndarray, seconds: float) -> Measured:
+        shape = f"{self.copies} x {'+'.join(str(pack.tokens) for pack in self._packs)} tokens"
+        try:
+            check_finite(differences + self._base_states, self._layers, str(self._low or self._base.model.dtype))
+        except InputError as error:
+            return Measured(adapter, STACKED, seconds, None, str(error), shape)
+        return Measured(adapter, STACKED, seconds, differences, "", shape)
+
+    def _measure_halves(self, block: list[_Plain]) -> Iterator[Measured | NotStacked]:
+        """Memory ran out: the same with half as many adapters a pass."""
+        if self.copies == 1:
+            reason = "a pass of this adapter alone does not fit in memory"
+            yield from (Measured(each.adapter, STACKED, 0.0, reason=reason) for each in block)
+            return
+        self._halve()
+        self.drop()
+        if not self.is_usable():
+            yield from (NotStacked(each.adapter) for each in block)
+            return
+        for first in range(0, len(block), self.copies):
+            yield from self._measure_block(block[first : first + self.copies])
+
+    def _halve(self) -> None:
+        self.copies //= 2
+        self._note(f"memory ran out: from here on {self.copies} adapters share a pass")
+
+    # -- the twin and its passes ---------------------------------------------------------------------------------------
+
+    def _make_twin(self) -> None:
+        blocks_of(self._base.body)  # raises where there is no list of layers
+        self._twin = Twin(self._base.body, self._base.device, self._low)
+        self._read_lora = LoraReader(self._base.model)
+
+    def _measure_base(self) -> None:
+        """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
+        self._chunks, kept = [self._packs], 0
+        if self._low:
+            self._record(self._packs[:1])
+            per_token = self._twin.record_bytes / self._packs[0].tokens
+            self._chunks = _chunks(self._packs, RECORD_BYTES / max(1, per_token))
+            kept = per_token * sum(pack.tokens for pack in self._packs) / 2**20
+        for chunk in self._chunks:
+            self._record(chunk)
+            for pack in chunk:
+                if not self._is_independent(pack):
+                    if self.copies == 1:
+                        raise Unstackable("its passes do not repeat bit for bit")
+                    self.copies = 1
+                    self._note("results would depend on the place in a pass or on the neighbours: one adapter a pass")
+                    self._measure_base()
+                    return
+        ours = torch.cat([self._twin_base[pack] for pack in self._packs]).numpy()
+        far = np.linalg.norm(ours - self._base_states, axis=-1) / np.linalg.norm(self._base_states, axis=-1)
+        if not far.max() < (1e-4 if self._base.model.dtype == torch.float32 else 0.05):
+            raise Unstackable(f"its own pass differs from transformers' by {far.max():.1g} of the hidden state's norm")
+        if self._low:
+            split = f", in {len(self._chunks)} parts of the probes" if len(self._chunks) > 1 else ""
+            self._note(f"{kept:.0f} MiB of memory hold the base's inputs and outputs of its layers meanwhile{split}")
+
+    def _is_independent(self, pack: Pack) -> bool:
+        """Whether every place of a pass gives the base's bits, whatever is beside it; if so, keeps a(B) of `pack`."""
+        self._twin.put_on([], self.copies)
+        base = self._pass(pack)
+        same = all(torch.equal(base[0], other) for other in base[1:])
+        if self._low:
+            same = same and torch.equal(base[0], self._twin_base[pack])
+        if same and self.copies > 1 and pack is self._packs[0]:
+            self._twin.put_on([_any_lora(self._twin)], self.copies)  # in the first place; the others must not see it
+            found = self._pass(pack)
+            same = all(torch.equal(base[0], other) for other in found[1:])
+        if same:
+            self._twin_base[pack] = base[0]
+        return same
+
+    def _record(self, chunk: list[Pack]) -> None:
+        """For difference propagation: the base's pass over these packs, kept unless it is there."""
+        if not self._low or all(self._twin.is_recorded(pack) for pack in chunk):
+            return
+        self._twin.forget_records()
+        for pack in chunk:
+            with self._twin.recording(pack):
+                self._twin_base[pack] = packed_states(self._twin.tree, pack, 1, self._layers)[0].cpu()
+
+    def _pass(self, pack: Pack) -> torch.Tensor:
+        """One pass over `pack` of what is put on: float32 (copies, probes, layers, hidden) on the CPU."""
+        with self._twin.replaying(pack):
+            return packed_states(self._twin.tree, pack, self.copies, self._layers).cpu()
+
+
+def _any_lora(twin: Twin) -> Lora:
+    """A LoRA on every linear layer that changes the hidden states well beyond rounding."""
+    random = torch.Generator().manual_seed(0)
+    return Lora(
+        {
+            name: (torch.randn(4, i, generator=random) / i**0.5, torch.randn(o, 4, generator=random) * 0.02, 1.0)
+            for name, (o, i) in twin.linear_shapes().items()
+        }
+    )
+
+
+def _config(adapter: Adapter):
+    try:
+        _ = adapter.weights_file  # without a config, PEFT would ask the hub for one
+        return read_config(adapter)
+    except InputError:  # the route through PEFT says it again
+        return None
+
+
+def _chunks(packs: list[Pack], tokens: float) -> list[list[Pack]]:
+    chunks: list[list[Pack]] = []
+    for pack in packs:
+        if not chunks or sum(p.tokens for p in chunks[-1]) + pack.tokens > tokens:
+            chunks.append([])
+        chunks[-1].append(pack)
+    return chunks
