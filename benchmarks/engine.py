@@ -3,7 +3,7 @@
     reload the base    the base loaded anew and wrapped for each adapter, one probe at a time, with LM head
     wrap again         the base loaded once and wrapped again for each adapter, one probe at a time, with LM head
     load_adapter       one PeftModel, adapters loaded and deleted, the probes in one padded batch, without LM head
-    engine             `llgbm_nb.engine`: float32, and difference propagation in bfloat16 (on a float32 base)
+    engine             `llgbm_nb.forward`: float32, and difference propagation in bfloat16 (on a float32 base)
     floor              the products of the body's linear layers alone, at the best speed seen in the run
 
 All measure the same adapters on the same five probes, each method and round in a process of its own, one at a time.
@@ -39,11 +39,13 @@ from llgbm_nb import create_generic_probes
 from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.forward.base import body_of, load_base, load_tokenizer, quiet_transformers
 from llgbm_nb.forward.demo_base import DEMO_BASE
-from llgbm_nb.forward.engine import STACKED, TOKENS_AT_ONCE, Engine
+from llgbm_nb.forward.engine import TOKENS_AT_ONCE, Engine
 from llgbm_nb.forward.lora import LoraReader
 from llgbm_nb.forward.peft_route import read_config
+from llgbm_nb.forward.stacked_route import STACKED
 from llgbm_nb.forward.states import last_token_states, tokenize
-from llgbm_nb.forward.twin import product, put_on
+from llgbm_nb.forward.twin import product
+from llgbm_nb.settings import Settings
 
 PROBES, MAX_LENGTH, DTYPES = create_generic_probes(), 256, ("float32", "bfloat16")
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -158,10 +160,10 @@ def load_adapter(args, adapters: list[str]):
 
 def _engine(args) -> Engine:
     """The engine with its twin made, so that `measure` has only the adapters' work left."""
-    base, difference = str(args.work / "float32"), getattr(torch, args.dtype)
+    base, settings = str(args.work / "float32"), Settings(max_length=MAX_LENGTH, dtype=args.dtype)
     layers = [AutoConfig.from_pretrained(base).num_hidden_layers]
-    engine = Engine(lambda: load_base(base, device="cpu"), PROBES, MAX_LENGTH, layers=layers, difference=difference)
-    if not engine._has_twin():
+    engine = Engine(lambda: load_base(base, device="cpu"), PROBES, layers, settings)
+    if not engine._stacked.is_usable():
         raise SystemExit(f"the engine cannot stack adapters on this base: {engine.notes}")
     return engine
 
@@ -200,14 +202,16 @@ def reading(args, adapters: list[str]) -> float:
     for adapter in (Adapter(path, path) for path in adapters):
         _ = adapter.fingerprint
         lora = read_lora(read_config(adapter), adapter.read_tensors())
-        put_on(engine._plain_twin, [lora], engine._base.device, 1)
+        engine._stacked._twin.put_on([lora], 1)
     return (time.perf_counter() - start) / len(adapters)
 
 
 def profile(args, adapters: list[str]) -> None:
     engine = _engine(args)
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-        shapes = [each.shape for each in engine.measure(Adapter(path, path) for path in adapters[: engine._copies])]
+        shapes = [
+            each.shape for each in engine.measure(Adapter(path, path) for path in adapters[: engine._stacked.copies])
+        ]
     print(f"\n## One pass of the engine, {args.dtype}, {shapes[0]}\n")
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=45))
 

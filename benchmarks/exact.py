@@ -21,6 +21,7 @@ from llgbm_nb.forward.base import BaseModel, load_base, load_tokenizer, quiet_tr
 from llgbm_nb.forward.demo_base import DEMO_BASE
 from llgbm_nb.forward.engine import Engine
 from llgbm_nb.forward.states import tokenize
+from llgbm_nb.settings import Settings
 
 STD = {"demo": 0.02, "qwen": 0.004}  # of B, so that deltas are some 15 % of the base's norm
 SCALES = (1, 1, 0.02)  # of B, for each adapter
@@ -51,11 +52,10 @@ def main(shape: str) -> None:
     with tempfile.TemporaryDirectory() as work, quiet_transformers():
         folders = _adapters(model, Path(work), STD[shape])
         found = {"one by one": deltas(folders)}
-        for name, difference in {"engine, plain": None, "engine": torch.float32}.items():
+        for name, dtype in {"engine, plain": "bfloat16-plain", "engine": "float32"}.items():  # of a base in float32
             base = BaseModel(model, tokenizer, torch.device("cpu"))
-            engine = Engine(
-                lambda base=base: base, PROBES, MAX_LENGTH, layers=[len(model.model.layers)], difference=difference
-            )
+            settings, layers = Settings(max_length=MAX_LENGTH, dtype=dtype), [len(model.model.layers)]
+            engine = Engine(lambda base=base: base, PROBES, layers, settings)
             states = [each.differences for each in engine.measure([Adapter(str(f), f.name) for f in folders])]
             found[name] = [torch.from_numpy(each[:, 0]).double().mean(0) for each in states]
             del engine

@@ -106,8 +106,9 @@ def deltas(folder: Path) -> dict:
 
 def workers(folder: Path) -> dict:
     """Into a cache of their own; the workers' own memory is not in the peak, which is this process's."""
-    import llgbm_nb.forward.dask_workers
     import torch
+
+    import llgbm_nb.forward.dask_workers
 
     torch.set_num_threads(1)
     with llgbm_nb.forward.dask_workers.local_cluster(2) as cluster, llgbm_nb.forward.dask_workers.distributed.Client(cluster) as client:

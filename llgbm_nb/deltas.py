@@ -22,7 +22,7 @@ from .delta_set import DeltaSet, mean_over_probes
 from .errors import InputError, first_sentence
 from .files import looks
 from .forward.base import BaseModel, base_fingerprint, difference_dtype, layer_count, load_base, model_dtype
-from .forward.engine import Engine, Measured
+from .forward.engine import Engine
 from .forward.states import last_token_states, tokenize
 from .settings import Settings
 
@@ -145,9 +145,6 @@ def _nothing(record: dict) -> None:
     pass
 
 
-# -- what the cache has ------------------------------------------------------------------------------------------------
-
-
 def _cache_for(probes: list[str], settings: Settings) -> tuple[DeltaCache, list[int]]:
     """The cache of this configuration, and the numbers of the layers that it is for. Settings are checked here."""
     if type(settings.adapters_per_pass) is not int or settings.adapters_per_pass < 0:
@@ -197,9 +194,7 @@ def _kept(cache: DeltaCache, adapter: Adapter, settings: Settings) -> _Outcome:
     if not found:
         return missing
     entry, delta, differences = found
-    return _Outcome(
-        adapter, "cached", time.perf_counter() - start, entry.get("route", ""), delta, differences=differences
-    )
+    return _Outcome(adapter, "cached", time.perf_counter() - start, entry.get("route", ""), delta, differences)
 
 
 def _unusable(adapter: Adapter, base_model: str) -> str:
@@ -217,9 +212,6 @@ def _unusable(adapter: Adapter, base_model: str) -> str:
         f"it was trained on {adapter.base_model[:100]}, this run is for {base_model}; "
         "if these are the same weights, name them alike in its adapter_config.json"
     )
-
-
-# -- measuring what is missing -----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -248,36 +240,25 @@ def _measured(cache: DeltaCache, engine: Engine, adapters: list[Adapter]) -> Ite
     before = {adapter.path: _looks(adapter) for adapter in adapters}
     try:
         for measured in engine.measure(adapters):
-            adapter, reason, delta, kept = measured.adapter, measured.reason, None, None
-            if measured.differences is not None:
+            adapter, reason, look = measured.adapter, measured.reason, before[measured.adapter.path]
+            delta = kept = None
+            if measured.differences is not None and look is not None and look == _looks(adapter):
                 delta = mean_over_probes(measured.differences[:, -1])
-                kept = _keep(cache, measured, delta, before[adapter.path])
-                if kept is None:
-                    delta, reason = None, "its files changed while it was measured; run again"
+                cache.save_delta(
+                    adapter.path, delta, measured.differences, look[0], name=adapter.name, domain=adapter.domain,
+                    kind=adapter.kind, route=measured.route, passes=measured.shape,
+                )  # fmt: skip
+                kept = cache.get_differences(adapter.path)  # on disk from now on: memory does not grow
+            if kept is None and not reason:
+                delta, reason = None, "its files changed while it was measured; run again"
             status = "failed" if reason else "computed"
             yield _Outcome(adapter, status, measured.seconds, measured.route, delta, kept, reason)
     finally:
         cache.write_manifest()
 
 
-def _keep(cache: DeltaCache, measured: Measured, delta: np.ndarray, before: tuple | None) -> Sequence | None:
-    """Keep a delta; gives its differences, on disk from now on, so that memory does not grow.
-
-    None if the adapter's files are not those that there were `before`: nothing is kept then.
-    """
-    adapter = measured.adapter
-    if before is None or before != _looks(adapter):
-        return None
-    cache.save_delta(
-        adapter.path, delta, measured.differences, before[0], name=adapter.name, domain=adapter.domain,
-        kind=adapter.kind, route=measured.route, passes=measured.shape,
-    )  # fmt: skip
-    return cache.get_differences(adapter.path)
-
-
 def _looks(adapter: Adapter) -> tuple | None:
-    """Fingerprint and looks of an adapter's files: equal before and after, the measured files are the fingerprinted
-    ones."""
+    """Fingerprint and looks of an adapter's files; equal before and after, the measured files are the fingerprinted."""
     try:
         return adapter.fingerprint, looks(adapter.files)
     except (InputError, OSError):
@@ -297,9 +278,6 @@ def _moved(kept: np.ndarray, now: np.ndarray) -> list[str]:
         f"the base's hidden states are {far:.1g} of their norm away from those in the cache, though its files are the "
         "same: other software or another device. Set force_recompute to have all deltas from this one"
     ]
-
-
-# -- collecting --------------------------------------------------------------------------------------------------------
 
 
 def _collected(outcomes: list[_Outcome], probes, base_states, layers, cache, settings, notes) -> DeltaRun:

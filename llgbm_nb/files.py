@@ -1,4 +1,7 @@
-"""Where things lie on disk, and how a file is written so that nobody ever sees half of it."""
+"""Where things lie on disk, what is in them, and how a file is written so that nobody ever sees half of it.
+
+Nothing here knows what a file is for.
+"""
 
 import contextlib
 import hashlib
@@ -13,9 +16,7 @@ from pathlib import Path
 
 SETTLED_NS = 2 * 10**9  # a file changed twice within the clock's tick (2 s on FAT) can look the same
 
-
 _CHECKOUT = Path(__file__).resolve().parents[1]
-
 
 #: The project's root: the checkout that this module lies in, or the working directory for an installed copy.
 ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
@@ -32,13 +33,19 @@ def shown(path: str | Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
-def write_whole(path: str | Path, write: Callable) -> None:
-    """Call `write(file)` on a binary file beside `path`, then rename it to `path`: whole or not there at all."""
+def write_whole(path: str | Path, content: str | Callable) -> None:
+    """Write a text (as UTF-8), or call `content(stream)` with a binary stream: `path` is whole or not there at all.
+
+    It is written beside `path` and then renamed.
+    """
     path = Path(path)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
+        with os.fdopen(handle, "wb") as stream:
+            if isinstance(content, str):
+                stream.write(content.encode())
+            else:
+                content(stream)
         os.chmod(beside, 0o644)
         os.replace(beside, path)
     except BaseException:
@@ -59,7 +66,7 @@ def write_checked(file: Path, content: dict, indent: int | None = None) -> None:
     """Write `content` as JSON with a checksum of it, whole or not at all; folders are made."""
     text = json.dumps(content | {"check": _check(content)}, ensure_ascii=False, indent=indent) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda stream: stream.write(text.encode()))
+    write_whole(file, text)
 
 
 def _check(content: dict) -> int:
@@ -67,9 +74,9 @@ def _check(content: dict) -> int:
 
 
 def files_fingerprint(files: Iterable[str | Path], memo: Path | None = None) -> str:
-    """SHA-256 over names and contents of `files`. One that was not touched since the last call is not read again.
+    """SHA-256 over names and contents of `files`. A file that has not changed since the last call is not read again.
 
-    With `memo`, a file of ours, that holds for another process's last call, too.
+    With `memo`, a file of ours, that includes calls of other processes.
     """
     known, new = (read_checked(memo) or {} if memo else {}), {}
     digest = hashlib.sha256()
@@ -90,9 +97,9 @@ def files_fingerprint(files: Iterable[str | Path], memo: Path | None = None) -> 
 
 
 def stamps(files: Iterable[str | Path]) -> dict[str, list[int]] | None:
-    """{name: size, times of the last changes} of `files`: while it is the same, so are their contents.
+    """{name: what `looks` says} of `files`: while it is the same, so are their contents.
 
-    None if one was touched so lately that a further change might not show.
+    None if one changed so recently that a further change might not show.
     """
     found = looks(files)
     return found if all(map(_is_settled, found.values())) else None
@@ -104,7 +111,7 @@ def looks(files: Iterable[str | Path]) -> dict[str, list[int]]:
 
 
 def read_all_anew() -> None:
-    """Have `files_fingerprint` read every file once more, however it looks."""
+    """Have `files_fingerprint` read every file again, unchanged or not."""
     _file_digest.cache_clear()
 
 

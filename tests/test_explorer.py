@@ -31,9 +31,9 @@ def shown(explorer) -> float:
     return float(re.search(r"silhouette by domain (-?\d\.\d{3})", explorer.headline.value)[1])
 
 
-def expected(found, layer, probes=None, center=False) -> float:
+def expected(found, layer, probes=None, centered=False) -> float:
     deltas = found.deltas(layer, probes)
-    return analysis.silhouette(analysis.centered(deltas) if center else deltas, found.domains).score
+    return analysis.silhouette(analysis.centered(deltas) if centered else deltas, found.domains).score
 
 
 def positions(explorer) -> np.ndarray:
@@ -45,27 +45,32 @@ def positions(explorer) -> np.ndarray:
     return points
 
 
+def keys(explorer):
+    """The legend's entries, in its order."""
+    return [explorer.traces[f"key {domain}"] for domain in ("code", "law", "math")]
+
+
 def test_it_begins_with_the_last_layer_and_all_probes(found, explorer):
     assert shown(explorer) == pytest.approx(expected(found, -1), abs=5e-4)
     assert "12 adapters · layer 4 (last) · 3 of 3 probes · deltas as they are · PCA" in explorer.headline.value
     np.testing.assert_allclose(abs(positions(explorer)), abs(analysis.pca(found.deltas())[0]), atol=1e-9)
 
 
-@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("probes", [[0, 1, 2], [0, 2], [1]], ids=str)
 @pytest.mark.parametrize("layer", [1, 3, 4])
-def test_every_setting_shows_the_numbers_of_analysis(found, explorer, layer, probes, center):
-    explorer.layer.value, explorer.center.value = layer, center
+def test_every_setting_shows_the_numbers_of_analysis(found, explorer, layer, probes, centered):
+    explorer.layer.value, explorer.centered.value = layer, centered
     for i, box in enumerate(explorer.probes):
         box.value = i in probes
-    assert shown(explorer) == pytest.approx(expected(found, layer, probes, center), abs=5e-4)
+    assert shown(explorer) == pytest.approx(expected(found, layer, probes, centered), abs=5e-4)
     deltas = found.deltas(layer, probes)
-    compared = analysis.centered(deltas) if center else deltas
+    compared = analysis.centered(deltas) if centered else deltas
     np.testing.assert_allclose(abs(positions(explorer)), abs(analysis.pca(compared)[0]), atol=1e-9)
     order = [i for d in ("code", "law", "math") for i in range(12) if DOMAINS[i] == d]
     cosines = analysis.similarity(compared)[np.ix_(order, order)]
     np.testing.assert_allclose(explorer.figure.data[4].z, cosines, atol=1e-6)
-    curve = [expected(found, number, probes, center) for number in range(1, 5)]
+    curve = [expected(found, number, probes, centered) for number in range(1, 5)]
     np.testing.assert_allclose(explorer.figure.data[5].y[1:], curve)
     assert explorer.figure.data[5].y[0] is None and list(explorer.figure.data[6].x) == [layer]
 
@@ -149,9 +154,9 @@ def test_colour_by_norm(found, explorer):
     sizes = np.linalg.norm(found.deltas(), axis=1)
     np.testing.assert_allclose(explorer.figure.data[1].marker.color, sizes[[0, 3, 6, 9]], rtol=1e-6)
     assert explorer.figure.layout.coloraxis2.showscale
-    assert len({key.marker.color for key in explorer._keys}) == 1  # the legend is of markers alone
+    assert len({key.marker.color for key in keys(explorer)}) == 1  # the legend is of markers alone
     explorer.color.value = "domain"
-    assert [key.marker.color for key in explorer._keys] == [trace.marker.color for trace in explorer.figure.data[:3]]
+    assert [key.marker.color for key in keys(explorer)] == [trace.marker.color for trace in explorer.figure.data[:3]]
     assert len({trace.marker.color for trace in explorer.figure.data[:3]}) == 3
     assert len({trace.marker.symbol for trace in explorer.figure.data[:3]}) == 3
 
@@ -250,8 +255,8 @@ def test_adapters_that_are_all_alike_have_nothing_without_their_mean(found):
     one = np.repeat(found.differences[:1], 12, axis=0)
     one *= 1 + 1e-7 * RNG.normal(size=one.shape).astype(np.float32)  # as float32 rounds
     explorer = explore(replace(found, differences=one))
-    explorer.center.value = True
-    assert explorer.headline.value.startswith("All deltas are the same: without their mean nothing is left.")
+    explorer.centered.value = True
+    assert explorer.headline.value.startswith("All deltas are the same: centered, nothing is left of them.")
     assert not positions(explorer).any()
 
 
@@ -262,7 +267,7 @@ def test_the_axis_of_the_silhouette_stays_where_it_is(found, explorer):
     before = axis()
     explorer.layer.value = 2
     assert axis() == before and before[1] == 1.05
-    explorer.center.value, explorer.probes[0].value = True, False
+    explorer.centered.value, explorer.probes[0].value = True, False
     assert axis()[0] <= before[0] and axis()[1] == 1.05
     lowest = min(value for value in explorer.figure.data[5].y if value is not None)
     assert axis()[0] <= lowest

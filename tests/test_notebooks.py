@@ -14,18 +14,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import save_adapter
+from papermill import inspect_notebook
 
 from llgbm_nb import DeltaCache, compute_deltas, create_probes
 from llgbm_nb.files import ROOT
-from llgbm_nb.report import run
+from llgbm_nb.report import run as report
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
-def papermill(notebook, *arguments, cwd=ROOT, **parameters):
-    options = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
+def papermill(notebook, *arguments, cwd=ROOT, strictly=(), **parameters):
+    """Run a notebook with those of the parameters that it has (`strictly`: with all of them)."""
+    known = {*inspect_notebook(ROOT / "notebooks" / Path(notebook).name), *strictly}
+    options = [part for name, value in parameters.items() if name in known for part in ("-p", name, str(value))]
     command = [BIN / "papermill", "--no-progress-bar", notebook, *arguments, *options]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
@@ -40,26 +43,18 @@ def printed(notebook) -> str:
 def executed(zoo, base, tmp_path_factory):
     """All notebooks run over the tiny collection, into one output folder."""
     folder = tmp_path_factory.mktemp("executed")
-    for name in run.NOTEBOOKS:
-        settings = dict(checkpoint_dir=zoo, output_dir=folder / "out")
-        if name != "01_probes":
-            settings["cache_dir"] = folder / "deltas"
-        if name == "05_uses":
-            settings["query_dir"] = folder / "queries"
+    for name in report.NOTEBOOKS:
+        settings = dict(checkpoint_dir=zoo, output_dir=folder / "out", cache_dir=folder / "deltas")
+        settings["query_dir"] = folder / "queries"
         done = papermill(f"notebooks/{name}.ipynb", folder / f"{name}.ipynb", **settings)
         assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_all_notebooks_run_on_workers(zoo, executed, tmp_path):
-    for name in run.NOTEBOOKS:
-        settings = dict(checkpoint_dir=zoo, cluster="local:2")
-        if name != "01_probes":
-            settings["cache_dir"] = tmp_path / "deltas"
-        if name == "05_uses":
-            settings |= dict(query="", query_dir=tmp_path / "queries")
-        if name == "04_analysis":
-            settings |= dict(evidence_sample=0, acceptance_sample=0)
+    for name in report.NOTEBOOKS:
+        settings = dict(checkpoint_dir=zoo, cluster="local:2", cache_dir=tmp_path / "deltas", query="")
+        settings |= dict(query_dir=tmp_path / "queries", evidence_sample=0, soundness_sample=0)
         done = papermill(f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", **settings)
         assert done.returncode == 0, done.stderr
     assert "2 workers; dashboard: http" in printed(nbformat.read(tmp_path / "03_teacher_deltas.ipynb", 4))
@@ -77,7 +72,7 @@ def test_what_a_run_leaves_behind(executed):
     assert frame.shape == (5, 5 + 32) and list(frame)[:6] == ["name", "domain", "kind", "path", "norm", "d0"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["adapters"]["total"] == 5 and summary["failed"] == {}
-    assert {point["result"] for point in summary["acceptance"].values()} == {"pass"}
+    assert {point["result"] for point in summary["soundness"].values()} == {"pass"}
 
 
 def test_the_csv_holds_the_deltas_of_the_cache(executed):
@@ -90,7 +85,7 @@ def test_the_csv_holds_the_deltas_of_the_cache(executed):
 
 def test_the_outputs_are_clean(executed):
     """No warnings, no errors, no text on stderr, no path of this machine."""
-    for name in run.NOTEBOOKS:
+    for name in report.NOTEBOOKS:
         notebook = nbformat.read(executed / f"{name}.ipynb", 4)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
@@ -127,7 +122,7 @@ def test_probe_type_code_from_the_shell(zoo, tmp_path, cwd, to_stdout):
 )
 def test_a_wrong_parameter_is_one_line_in_the_notebook(zoo, tmp_path, parameters, sentence):
     settings = dict(checkpoint_dir=zoo, cache_dir=tmp_path / "deltas") | parameters
-    done = papermill("notebooks/03_teacher_deltas.ipynb", tmp_path / "out.ipynb", **settings)
+    done = papermill("notebooks/03_teacher_deltas.ipynb", tmp_path / "out.ipynb", strictly=parameters, **settings)
     assert done.returncode != 0 and sentence in done.stderr
     errors = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells for o in c.get("outputs", []) if "ename" in o]
     assert len(errors) == 1 and len(errors[0]["traceback"]) == 1 and sentence in errors[0]["traceback"][0]
@@ -149,9 +144,9 @@ def spoiled_zoos(base, root):
 @pytest.mark.parametrize("kind", ["one", "one-domain", "no-labels", "all-broken", "some-broken"])
 def test_small_and_broken_collections_go_through_with_sentences(base, tmp_path, kind):
     spoiled_zoos(base, tmp_path)
-    for name in ("03_teacher_deltas", "04_analysis", "05_uses"):
+    for name in ("03_teacher_deltas", "04_analysis", "05_evidence", "06_uses"):
         settings = dict(checkpoint_dir=tmp_path / kind, cache_dir=tmp_path / "deltas", output_dir=tmp_path / "out")
-        settings |= dict(query_dir=tmp_path / "queries") if name == "05_uses" else {}
+        settings["query_dir"] = tmp_path / "queries"
         done = papermill(f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", base_model=base, **settings)
         assert done.returncode == 0, done.stderr
     text = printed(nbformat.read(tmp_path / "04_analysis.ipynb", 4))
@@ -200,27 +195,28 @@ def test_teachers_of_your_own(base, tmp_path):
 
 
 def test_a_report_is_made_once(zoo, base, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
-    run = f"test-{os.getpid()}"
-    arguments = ["--run", run, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
-    folder = ROOT / "reports" / run
+    notebooks = ("01_probes", "03_teacher_deltas", "04_analysis", "05_evidence")
+    monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", notebooks)
+    name = f"test-{os.getpid()}"
+    arguments = ["--run", name, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
+    folder = ROOT / "reports" / name
     try:
-        assert run.main(arguments) == 0
+        assert report.main(arguments) == 0
         assert {f.suffix for f in folder.iterdir() if f.suffix} == {".ipynb", ".html", ".png", ".csv", ".json"}
         for page in folder.glob("*.html"):
             text = page.read_text()
             assert 'src="http' not in text and ".ipynb" not in "".join(re.findall(r'href="[^"]*"', text))
         times = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
-        assert run.main(arguments) == 0 and "up to date" in capsys.readouterr().out
+        assert report.main(arguments) == 0 and "up to date" in capsys.readouterr().out
         assert {f: f.stat().st_mtime_ns for f in folder.iterdir()} == times
-        assert run.main([*arguments, "--max-length", "2"]) == 1  # what was there is set aside, not lost
-        assert (folder.with_name(f"{run}.previous") / "summary.json").exists()
-        assert run.main(["--run", "../notebooks"]) == 1 and "one folder name" in capsys.readouterr().err
-        assert run.main([*arguments, "--probe-type", "law"]) == 1
+        assert report.main([*arguments, "--max-length", "2"]) == 1  # what was there is set aside, not lost
+        assert (folder.with_name(f"{name}.previous") / "summary.json").exists()
+        assert report.main(["--run", "../notebooks"]) == 1 and "one folder name" in capsys.readouterr().err
+        assert report.main([*arguments, "--probe-type", "law"]) == 1
         assert "probe_type is 'law'" in capsys.readouterr().err
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folder.with_name(f"{run}.previous"), ignore_errors=True)
+        shutil.rmtree(folder.with_name(f"{name}.previous"), ignore_errors=True)
 
 
 def test_committed_notebooks_are_small_executed_and_clean():
@@ -229,7 +225,7 @@ def test_committed_notebooks_are_small_executed_and_clean():
         notebook = nbformat.read(file, 4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
-        assert code[1].source.startswith("from llgbm_nb.parameters import check")
+        assert code[1].source == "from llgbm_nb.report import set_up\n\np = set_up(globals())"
         assert all(cell.execution_count for cell in code)
         assert str(ROOT) not in file.read_text() and str(Path.home()) not in file.read_text()
         assert "stderr" not in {o.get("name") for cell in code for o in cell.outputs}

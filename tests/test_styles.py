@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(file, tmp_path):
 
 
 def test_processes_that_start_together_agree(file):
-    code = "import sys; from llgbm_nb.styles import domain_styles; print(domain_styles(sys.argv[1:]))"
+    code = "import sys; from llgbm_nb.figures.styles import domain_styles; print(domain_styles(sys.argv[1:]))"
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", code, *names], stdout=subprocess.PIPE, text=True, cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Numbers from a `DeltaSet`: numpy in, numpy and pandas out.
+"""Numbers from a `DeltaSet`: numpy in, numpy and pandas out, and sentences that say what there is to see.
 
 No files, no torch, no pictures.
 """
@@ -6,8 +6,11 @@ No files, no torch, no pictures.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "geometry": ["Pairs", "centered", "cluster_order", "directions", "domain_means", "near", "nearest", "norms", "pairs", "similarity", "spread_sample"],
+    "geometry": ["Pairs", "centered", "cluster_tree", "directions", "domain_means", "nearest", "norms", "pairs",
+                 "similarity", "spread_sample"],
     "silhouettes": ["ALL_ALIKE", "ALL_ZERO", "Silhouette", "silhouette", "silhouette_by_layer", "silhouette_samples"],
     "projection": ["pca", "tsne", "turned"],
-    "tables": ["failure_text", "label_text", "neighbour_overview", "neighbour_table", "neighbours", "overview", "summary", "summary_text", "table", "times"],
+    "sentences": ["about_layers", "about_map", "about_neighbours", "about_norms", "about_pairs", "about_silhouettes"],
+    "tables": ["failure_text", "label_text", "neighbour_overview", "neighbour_table", "overview", "summary",
+               "summary_text", "table", "times"],
 })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Numbers from a DeltaSet: numpy and pandas out. No files, no torch, no pictures.
+"""How deltas lie to each other: cosines, nearest adapters, means by domain. Numpy and pandas; no files, no torch.
 
 Adapters are compared by the cosine of their deltas, as in the Delta Activations paper (arXiv 2509.04442): what is
 similar there is the direction in which behaviour moved. Adapters of the domain "unknown" are left out of every score.
@@ -8,50 +8,33 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics.pairwise import cosine_similarity
 
 from ..collection.adapters import UNKNOWN
 
-ROUNDING = 1e-5  # of a delta's norm; float32's own error (README, "Rounding relative to the delta")
-
-
+ROUNDING = 1e-5  # of a delta's norm; float32's own error (docs: "Rounding relative to the delta")
 MANY = 1000  # adapters; of more, the cosines of all pairs are never there at once, and pictures show some of them
-
-
 BLOCK = 500  # rows of cosines that are there at once: 40 MB of them with 10,000 adapters
-
-
 SHOWN = 300  # of more than MANY adapters, so many rows of the heatmap
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The cosines between n adapters, as far as a picture can show them.
+    """The cosines between adapters for a heatmap; `means`, `within` and `across` are `domain_means`' of all of them.
 
-    `shown` (m,) are the adapters whose `cosines` (m, m) these are: all, or of more than MANY some of every domain.
-    `order` and `tree` are `cluster_order`'s of these. Of more than MANY, `means`, `within` and `across` are what
-    `domain_means` says of all of them; else None, as `cosines` has it.
+    `shown` (m,) are the indices of the adapters whose `cosines` (m, m) and `tree` (`cluster_tree`) these are.
     """
 
     shown: np.ndarray
     cosines: np.ndarray
-    order: np.ndarray
     tree: np.ndarray | None
-    means: pd.DataFrame | None = None
-    within: float | None = None
-    across: float | None = None
+    means: pd.DataFrame
+    within: float
+    across: float
 
 
-def similarity(deltas: np.ndarray) -> np.ndarray:
-    """Cosine of every pair of rows: (adapters, adapters), diagonal exactly 1. A zero delta is similar to nothing.
-
-    All pairs at once, float64: for thousands of adapters see `near` and `pairs`.
-    """
-    if not len(deltas):
-        return np.zeros((0, 0))
-    cosines = cosine_similarity(deltas.astype(np.float64))
-    np.fill_diagonal(cosines, 1.0)
-    return cosines
+def norms(deltas: np.ndarray) -> np.ndarray:
+    """||Delta|| of every row."""
+    return np.linalg.norm(deltas, axis=1)
 
 
 def directions(deltas: np.ndarray) -> np.ndarray:
@@ -59,6 +42,14 @@ def directions(deltas: np.ndarray) -> np.ndarray:
     rows = deltas.astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1.0)
+
+
+def similarity(deltas: np.ndarray) -> np.ndarray:
+    """Cosine of every pair of rows, float64 (adapters, adapters), its diagonal exactly 1; for thousands see `pairs`."""
+    rows = directions(deltas)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, 1.0)
+    return cosines
 
 
 def centered(deltas: np.ndarray) -> np.ndarray:
@@ -74,10 +65,10 @@ def centered(deltas: np.ndarray) -> np.ndarray:
 
 
 def nearest(rows: np.ndarray, k: int, of: int | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest by cosine, the nearest first, and of equally near ones the first: indices int64, cosines float64.
+    """Indices (int64) and cosines (float64) of the `k` nearest, the nearest first, of equally near ones the first.
 
-    `rows` (adapters, hidden) are `directions`. Without `of`, each row's nearest others, two arrays (adapters, k); with
-    it those of one, two arrays (k,): of a row, by its index, its nearest others; of any delta (hidden,), all rows count.
+    `rows` (adapters, hidden) are `directions`. Without `of`: each row's nearest others, two arrays (adapters, k).
+    `of` a row's index: its nearest others; `of` any delta (hidden,): the rows nearest to it; two arrays (k,).
     Exact: BLOCK rows at a time are compared with all, in the dtype of `rows`, and no more is there at once.
     """
     if of is not None:
@@ -103,7 +94,7 @@ near = nearest  # until evidence and uses have followed
 
 
 def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
-    """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: with those that have none, too."""
+    """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: also of those without a label."""
     random, groups = np.random.default_rng(seed), []
     domains = np.asarray(domains, dtype=object)
     for domain in sorted(set(domains) - (set() if unknown else {UNKNOWN})):
@@ -114,13 +105,11 @@ def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> l
 
 
 def pairs(deltas: np.ndarray, domains) -> Pairs:
-    """The cosines of every pair for a heatmap; of more than MANY adapters, their means by domain and a sample."""
-    if len(deltas) <= MANY:
-        cosines = similarity(deltas)
-        return Pairs(np.arange(len(deltas)), cosines, *cluster_order(cosines))
-    shown = np.array(spread_sample(domains, SHOWN, unknown=True))
+    """The cosines of all pairs; of more than MANY adapters, those of SHOWN of them, of all domains alike."""
+    few = len(deltas) <= MANY
+    shown = np.arange(len(deltas)) if few else np.array(spread_sample(domains, SHOWN, unknown=True))
     cosines = similarity(deltas[shown])
-    return Pairs(shown, cosines, *cluster_order(cosines), *domain_means(deltas, domains))
+    return Pairs(shown, cosines, cluster_tree(cosines), *domain_means(deltas, domains))
 
 
 def domain_means(deltas: np.ndarray, domains) -> tuple[pd.DataFrame, float, float]:
@@ -130,32 +119,23 @@ def domain_means(deltas: np.ndarray, domains) -> tuple[pd.DataFrame, float, floa
     so that no pair is formed.
     """
     domains = np.asarray(domains, dtype=object)
-    labelled = domains != UNKNOWN
-    kinds, own, sizes = np.unique(domains[labelled].astype(str), return_inverse=True, return_counts=True)
-    rows = directions(deltas[labelled])
-    totals = np.zeros((len(kinds), rows.shape[1]))
-    np.add.at(totals, own, rows)
-    sums, counts = totals @ totals.T, np.outer(sizes, sizes).astype(float)
-    sums[np.diag_indices(len(kinds))] -= np.bincount(own, (rows**2).sum(axis=1), len(kinds))  # each one with itself
-    counts[np.diag_indices(len(kinds))] -= sizes
+    kinds, rows = sorted(set(domains) - {UNKNOWN}), directions(deltas)
+    member = np.array([domains == kind for kind in kinds], dtype=float).reshape(len(kinds), len(domains))
+    totals, sizes = member @ rows, member.sum(axis=1)
+    sums = totals @ totals.T - np.diag(member @ (rows**2).sum(axis=1))  # without each one beside itself
+    counts = np.outer(sizes, sizes) - np.diag(sizes)
     same = np.eye(len(kinds), dtype=bool)
     within, across = (sums[m].sum() / counts[m].sum() if counts[m].sum() else np.nan for m in (same, ~same))
     means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return pd.DataFrame(means, kinds, kinds), float(within), float(across)
 
 
-def cluster_order(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """An order of the rows that puts similar ones side by side, and the linkage (scipy, average) that it comes from."""
-    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+def cluster_tree(cosines: np.ndarray) -> np.ndarray | None:
+    """The average linkage over 1 - cosine (scipy's, its leaves in optimal order); None for fewer than two rows."""
+    from scipy.cluster.hierarchy import linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
 
-    if len(cosines) < 3:
-        return np.arange(len(cosines)), None
+    if len(cosines) < 2:
+        return None
     distances = squareform(np.clip(1.0 - (cosines + cosines.T) / 2, 0.0, 2.0), checks=False)
-    tree = optimal_leaf_ordering(linkage(distances, "average"), distances)
-    return leaves_list(tree), tree
-
-
-def norms(deltas: np.ndarray) -> np.ndarray:
-    """||Delta|| of every row."""
-    return np.linalg.norm(deltas, axis=1)
+    return optimal_leaf_ordering(linkage(distances, "average"), distances)

@@ -1,4 +1,7 @@
-"""TODO: header."""
+"""Maps of deltas, (adapters, 2): t-SNE and principal components, and how two maps are laid over each other.
+
+Both see the deltas' directions only, as the cosine does. Domains are unknown here: no label has a part in a map.
+"""
 
 import contextlib
 
@@ -15,11 +18,10 @@ COMPONENTS = 50  # of more than MANY adapters, principal ones that t-SNE sees
 def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     """A t-SNE map, (adapters, 2), by scikit-learn with cosine distance; None for fewer than four adapters.
 
-    The perplexity is 30, or a third of the other adapters where there are fewer than 91. Of more than MANY adapters, as
-    advised by Kobak and Berens (2019, doi 10.1038/s41467-019-13056-x), it starts from the first two principal
-    components, and takes the distances from the first 50: those of all pairs are never there at once. Between rows of
-    length 1, the squared Euclidean distance is twice the cosine distance. With openTSNE installed (the extra `large`),
-    that draws these maps: the time per adapter does not grow then.
+    The perplexity is 30, or a third of the other adapters where there are fewer than 91. Of more than MANY adapters it
+    starts from the first two principal components (Kobak and Berens 2019, doi 10.1038/s41467-019-13056-x) and takes the
+    distances from the first 50; between rows of length 1, a squared Euclidean one is twice the cosine distance. With
+    openTSNE installed (the extra `large`), that draws these maps, and the time per adapter does not grow.
     """
     count = len(deltas)
     if count < 4:
@@ -39,7 +41,7 @@ def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
 
 
 def pca(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first two principal components of the deltas' directions (rows scaled to length 1), by scikit-learn.
+    """The first two principal components of the deltas' directions, by scikit-learn.
 
     Gives a map (adapters, 2) and the share of the variance (2,) of each axis; what too few adapters lack is zero.
     """

@@ -1,4 +1,8 @@
-"""TODO: header."""
+"""The silhouette by domain with cosine distance (Rousseeuw 1987): (b - a) / max(a, b), from -1 to 1.
+
+a is an adapter's mean distance to the others of its domain, b that to the nearest other domain. As a mean of cosines to
+a domain is the product with the domain's mean, pairs are not formed: n adapters take n * domains products.
+"""
 
 from dataclasses import dataclass
 
@@ -6,12 +10,10 @@ import numpy as np
 import pandas as pd
 
 from ..collection.adapters import UNKNOWN
-from .geometry import centered, directions
+from . import geometry
 
 ALL_ZERO = "All deltas are zero: no adapter changes anything at this layer."
-
-
-ALL_ALIKE = "All deltas are the same: without their mean nothing is left."
+ALL_ALIKE = "All deltas are the same: centered, nothing is left of them."
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,7 @@ class Silhouette:
 
 
 def silhouette(deltas: np.ndarray, domains) -> Silhouette:
-    """How well the domains part: the silhouette (Rousseeuw 1987) with cosine distance, -1 to 1.
-
-    Left out are adapters without a label. It needs two domains, and one of them with two adapters. As a mean of cosines
-    to a domain is the product with the domain's mean, the pairs are not formed: n adapters take n * domains products.
-    """
+    """How well the domains part. It needs two domains, one of them with two adapters; unlabelled ones are left out."""
     domains = np.asarray(domains, dtype=object)
     labelled = domains != UNKNOWN
     samples = np.full(len(domains), np.nan)
@@ -40,13 +38,12 @@ def silhouette(deltas: np.ndarray, domains) -> Silhouette:
         return Silhouette(np.nan, samples, "A silhouette needs a domain with at least two adapters; each has one here.")
     if not np.any(deltas[labelled]):
         return Silhouette(np.nan, samples, ALL_ZERO)
-    rows = directions(deltas[labelled])
-    samples[labelled] = silhouette_samples(rows, own, len(kinds))
+    samples[labelled] = silhouette_samples(geometry.directions(deltas[labelled]), own, len(kinds))
     return Silhouette(float(np.nanmean(samples)), samples)
 
 
 def silhouette_samples(rows: np.ndarray, own: np.ndarray, domains: int, copies: np.ndarray | None = None) -> np.ndarray:
-    """The silhouette of every row with cosine distance: float64 (n,).
+    """The silhouette of every row: float64 (n,).
 
     `rows` (n, hidden) have length 1 (or 0), `own` (n,) is the number of each one's domain, below `domains`. `copies`
     (n,) is how often each row is there, 1 where it is not given; a row is not compared with copies of itself.
@@ -68,13 +65,12 @@ def silhouette_samples(rows: np.ndarray, own: np.ndarray, domains: int, copies: 
     return np.where(nothing, 0.0, (between - within) / np.where(nothing, 1.0, larger))
 
 
-def silhouette_by_layer(delta_set, center: bool = False) -> pd.Series:
-    """The silhouette at every layer (0 = embeddings), NaN where there is none. `center`: on deltas minus their mean."""
-    scores = []
-    for layer in range(delta_set.layers):
-        deltas = delta_set.deltas(layer)
-        if not np.any(deltas):  # adapters leave the embeddings as they are
-            scores.append(np.nan)
-            continue
-        scores.append(silhouette(centered(deltas) if center else deltas, delta_set.domains).score)
-    return pd.Series(scores, index=pd.RangeIndex(delta_set.layers, name="layer"), name="silhouette")
+def silhouette_by_layer(delta_set, centered: bool = False) -> pd.Series:
+    """The silhouette at every layer that was computed (0: the embeddings), NaN where there is none.
+
+    The index is the set's `layer_numbers`; `centered`: of the deltas minus the pool's mean delta.
+    """
+    every = map(delta_set.deltas, delta_set.layer_numbers)
+    compared = map(geometry.centered, every) if centered else every
+    scores = [silhouette(deltas, delta_set.domains).score for deltas in compared]
+    return pd.Series(scores, pd.Index(delta_set.layer_numbers, name="layer"), name="silhouette")

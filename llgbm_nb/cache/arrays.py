@@ -1,9 +1,10 @@
 """Arrays on disk as plain `.npy`, each with checksums of its own: what is read is what was written, or an error.
 
 A checksum is the CRC-32 of an array's bytes; one of states (probes, layers, hidden) has one for every layer, so that a
-layer can be read, and checked, without the others. This module knows nothing of adapters.
+layer can be read and checked without the others. This module knows nothing of adapters.
 """
 
+import contextlib
 import errno
 import functools
 import io
@@ -28,8 +29,7 @@ def checksums_by_layer(states: np.ndarray) -> list[int]:
 
 def write_array(file: Path, array: np.ndarray) -> None:
     """Save `array` as float32, whole or not at all."""
-    array = np.ascontiguousarray(array, np.float32)
-    write_whole(file, lambda stream: np.save(stream, array))
+    write_whole(file, functools.partial(np.save, arr=np.ascontiguousarray(array, np.float32)))
 
 
 def read_array(file: Path, shape, crc: int) -> np.ndarray | None:
@@ -52,7 +52,7 @@ def read_array(file: Path, shape, crc: int) -> np.ndarray | None:
 class StatesOnDisk:
     """States float32 (probes, layers, hidden) in a .npy file, read when they are looked at, and checked then.
 
-    No file stays open, so there can be any number of these. Raises InputError if the file has other states by now: a
+    No file stays open, so there can be any number of these. Raises InputError if the file holds other states by now: a
     set of deltas never changes under its owner, but another run may have written the same ones again. A damaged file is
     removed, so that the next run computes it anew.
     """
@@ -68,62 +68,52 @@ class StatesOnDisk:
         if not begins_so or self._stamp[-1] != len(header) + 4 * int(np.prod(self.shape)) or len(crcs) != shape[1]:
             raise ValueError(f"{file} is not of shape {self.shape}")
 
-    def layer(self, column: int) -> np.ndarray:
-        """(probes, hidden) of one layer, by its place (negative: from the end); the others are not read."""
-        out = self._read(column)
-        if out is None:
-            self._give_up()
-        return out
-
     def is_intact(self, column: int) -> bool:
-        """Whether a layer is what was written."""
+        """Whether the layer at a place (negative: from the end) is what was written."""
         return self._read(column) is not None
-
-    def _read(self, column: int) -> np.ndarray | None:
-        probes, layers, hidden = self.shape
-        column, row = range(layers)[column], hidden * 4  # bytes
-        out = np.empty((probes, hidden), np.float32)
-        try:
-            with open(self._file, "rb") as stream:
-                for probe in range(probes):
-                    stream.seek(self._start + (probe * layers + column) * row)
-                    if stream.readinto(out[probe]) != row:
-                        return None
-        except FileNotFoundError:
-            return None
-        except OSError as error:  # no sign of damage
-            raise InputError(f"cannot read {shown(self._file)} ({error.strerror})") from error
-        return out if checksum(out) == self._crcs[column] else None
 
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], int | np.integer):
-            return self.layer(int(key[1]))
+            return self._checked(self._read(int(key[1])))  # the other layers are not read
         return np.asarray(self)[key]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        try:
-            states = np.load(self._file, allow_pickle=False)
-        except FileNotFoundError:
-            states = None
-        except (OSError, MemoryError) as error:  # no sign of damage
-            raise InputError(f"cannot read {shown(self._file)} ({error})") from error
-        except Exception:  # numpy raises many kinds for a damaged file
-            states = None
-        if states is None or states.shape != self.shape or states.dtype != np.float32:
-            self._give_up()
-        if checksums_by_layer(states) != self._crcs:
-            self._give_up()
+        states = self._checked(self._read())
         return states if dtype is None else states.astype(dtype)
 
-    def _give_up(self):
+    def _read(self, column: int | None = None) -> np.ndarray | None:
+        """One layer (probes, hidden), or all (probes, layers, hidden); None if that is not what was written."""
+        probes, layers, hidden = self.shape
+        try:
+            if column is None:
+                out = np.empty(self.shape, np.float32)
+                blocks = [(0, out)]
+            else:
+                column = range(layers)[column]
+                out = np.empty((probes, hidden), np.float32)
+                blocks = [((probe * layers + column) * hidden * 4, row) for probe, row in enumerate(out)]  # bytes
+            with open(self._file, "rb") as stream:
+                for place, block in blocks:
+                    stream.seek(self._start + place)
+                    if stream.readinto(block) != block.nbytes:
+                        return None
+        except FileNotFoundError:
+            return None
+        except (OSError, MemoryError) as error:  # no sign of damage
+            reason = getattr(error, "strerror", None) or "not enough memory"
+            raise InputError(f"cannot read {shown(self._file)} ({reason})") from error
+        same = checksums_by_layer(out) == self._crcs if column is None else checksum(out) == self._crcs[column]
+        return out if same else None
+
+    def _checked(self, read: np.ndarray | None) -> np.ndarray:
+        """What was read, if it is what was written; otherwise InputError says why not, and a damaged file goes."""
+        if read is not None:
+            return read
         if not self._file.exists() or _stamp(self._file) != self._stamp:
             raise InputError(f"{shown(self._file)} has been replaced since these deltas were taken; compute them again")
-        try:
+        with contextlib.suppress(OSError):
             self._file.unlink()
-        except OSError:
-            todo = "remove it"
-        else:
-            todo = "it has been removed"
+        todo = "remove it" if self._file.exists() else "it has been removed"
         raise InputError(f"{shown(self._file)} is damaged; {todo}, and compute the deltas again: the others are kept")
 
 
@@ -135,6 +125,6 @@ def _header(shape: tuple) -> bytes:
     return stream.getvalue()
 
 
-def _stamp(file: Path) -> tuple:
+def _stamp(file: Path) -> tuple[int, int, int]:
     stat = file.stat()
     return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,7 +1,7 @@
-"""Finding adapters: path, name, domain, base model, content fingerprint; and reading their weights safely.
+"""One adapter on disk: its path, name, domain, base and kind, its content's fingerprint, and its tensors, read safely.
 
 An adapter is a folder with an `adapter_config.json`, as PEFT saves it, or a full fine-tuned checkpoint: a folder with a
-model's `config.json` and weights. This module runs no model.
+model's `config.json` and weights. This module runs no model, and nothing that a folder brings along.
 """
 
 import json
@@ -13,32 +13,22 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import files_fingerprint
 
+UNKNOWN = "unknown"  # the domain of an adapter without one
 CONFIG = "adapter_config.json"
-
-
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
-
-
+TOKENIZER = ("tokenizer.json", "added_tokens.json")  # what `check_tokenizer` reads
 MODEL_CONFIG = "config.json"
-
-
-MODEL_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-
-
-UNKNOWN = "unknown"
+MODEL_WEIGHTS = {
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Adapter:
     """One adapter's folder, or a full checkpoint's.
 
-    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` says why there
-    is nothing to read, of one that a list names and that could not be had; its `path` is then what the list calls it.
+    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` is the reason why
+    an adapter that a list names is unavailable; its `path` is then what the list calls it.
     """
 
     path: str
@@ -60,12 +50,11 @@ class Adapter:
     @cached_property
     def is_checkpoint(self) -> bool:
         """Whether it is a model of its own: no adapter's config or weights, but a model's."""
-        files = set(os.listdir(self.path)) if not self.problem and Path(self.path).is_dir() else set()
-        return is_checkpoint(files)
+        return not self.problem and os.path.isdir(self.path) and is_checkpoint(set(os.listdir(self.path)))
 
     @property
     def base_model(self) -> str:
-        """The base that the adapter says it was trained on; "" if it does not say, as a full checkpoint never does."""
+        """The base that the adapter says it was trained on; "" if it says none, as a full checkpoint never does."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) else ""
 
@@ -94,8 +83,8 @@ class Adapter:
         if self.problem:
             raise InputError(self.problem)
         if self.is_checkpoint:
-            parts = ("*.safetensors", "*.bin", "*.index.json", "*.py")
-            files = sorted(f for part in parts for f in Path(self.path).glob(part))
+            patterns = ("*.safetensors", "*.bin", "*.index.json", "*.py")
+            files = sorted(file for pattern in patterns for file in Path(self.path).glob(pattern))
             return [Path(self.path) / MODEL_CONFIG, *files, *shards_below(self.path)]
         return [Path(self.path) / CONFIG, self.weights_file]
 
@@ -131,7 +120,7 @@ class Adapter:
             raise InputError(f"{file.name} cannot be read as plain tensors ({reason})") from error
         if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
             raise InputError(f"{file.name} does not hold tensors by name")
-        # A sum is finite if all is, and quicker to have; it can overflow without, so look again before saying so.
+        # A sum is finite only if all its terms are, and quick; it can overflow without that, so look again.
         if not torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()]).isfinite().all():
             for name, tensor in tensors.items():
                 if not torch.isfinite(tensor).all():
@@ -140,14 +129,13 @@ class Adapter:
 
 
 def is_lora(kind: str) -> bool:
-    """Whether an `Adapter.kind` is LoRA without magnitudes: most of these are plain, and share passes."""
+    """Whether an `Adapter.kind` is LoRA without magnitudes (no DoRA): most of these are plain, and share passes."""
     return kind.startswith(("LoRA", "rsLoRA"))
 
 
 def is_checkpoint(files: set[str]) -> bool:
     """Whether a folder with these files is a full checkpoint, and no adapter."""
-    adapter = CONFIG in files or any(name in files for name in WEIGHTS)
-    return not adapter and MODEL_CONFIG in files and any(name in files for name in MODEL_WEIGHTS)
+    return files.isdisjoint({CONFIG, *WEIGHTS}) and MODEL_CONFIG in files and not files.isdisjoint(MODEL_WEIGHTS)
 
 
 def shard_names(folder: str | Path) -> set[str]:
@@ -169,31 +157,30 @@ def shards_below(folder: str | Path) -> list[Path]:
 
 def check_tokenizer(adapter: Adapter, tokenizer) -> None:
     """Raises InputError if the adapter's folder holds a tokenizer with tokens that the base's `tokenizer` lacks."""
-    lacking = [t for t in _added_tokens(adapter.path) if tokenizer.convert_ids_to_tokens(_id_of(tokenizer, t)) != t]
-    if lacking:
+    tokens = _added_tokens(adapter.path)
+    known = tokenizer.convert_ids_to_tokens([tokenizer.convert_tokens_to_ids(token) or 0 for token in tokens])
+    if lacking := [token for token, same in zip(tokens, known, strict=True) if token != same]:
         raise InputError(
             f"its tokenizer has {len(lacking)} tokens that the base's lacks, such as {lacking[0]!r}: "
             "it is for a base with a larger vocabulary"
         )
 
 
-def _id_of(tokenizer, token: str) -> int:
-    number = tokenizer.convert_tokens_to_ids(token)
-    return 0 if number is None else number
+_TOKENS: dict[str, list[str]] = {}  # by fingerprint: adapters of one base bring along the same tokenizer
 
 
-def _added_tokens(folder: str) -> tuple[str, ...]:
-    files = [Path(folder) / name for name in ("tokenizer.json", "added_tokens.json") if (Path(folder) / name).is_file()]
-    for file in files:
-        if (key := files_fingerprint([file])) not in _TOKENS:  # adapters of one base bring along the same tokenizer
-            _TOKENS[key] = _tokens_in(file)
-    return tuple(token for file in files for token in _TOKENS[files_fingerprint([file])])
+def _added_tokens(folder: str) -> list[str]:
+    added = []
+    for file in (Path(folder) / name for name in TOKENIZER):
+        if file.is_file():
+            key = files_fingerprint([file])
+            if key not in _TOKENS:
+                _TOKENS[key] = _tokens_in(file)
+            added += _TOKENS[key]
+    return added
 
 
-_TOKENS: dict[str, tuple[str, ...]] = {}  # by fingerprint
-
-
-def _tokens_in(file: Path) -> tuple[str, ...]:
+def _tokens_in(file: Path) -> list[str]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if file.name == "added_tokens.json":
@@ -201,8 +188,8 @@ def _tokens_in(file: Path) -> tuple[str, ...]:
         else:
             tokens = [token["content"] for token in content.get("added_tokens") or ()]
         if not all(isinstance(token, str) for token in tokens):
-            raise TypeError("a token is no text")
-        return tuple(tokens)
+            raise TypeError("a token is not a text")
+        return tokens
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"its {file.name} cannot be read ({error})") from error
 
@@ -210,9 +197,9 @@ def _tokens_in(file: Path) -> tuple[str, ...]:
 def _targets_in_short(targets) -> str:
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         return "all linear" if targets == "all-linear" else str(targets or "")
-    short = {target.rsplit(".", 1)[-1].removesuffix("_proj") for target in targets}
-    if short == {"q", "k", "v", "o", "gate", "up", "down"}:
+    usual = ("q", "k", "v", "o", "gate", "up", "down")
+    found = {target.rsplit(".", 1)[-1].removesuffix("_proj") for target in targets}
+    if found == {*usual}:
         return "all linear"
-    order = {name: rank for rank, name in enumerate(("q", "k", "v", "o", "gate", "up", "down"))}
-    short = sorted(short, key=lambda name: (order.get(name, 99), name))
+    short = [name for name in usual if name in found] + sorted(found.difference(usual))
     return ",".join(short) if len(short) <= 4 else f"{len(short)} modules"

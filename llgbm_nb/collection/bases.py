@@ -1,4 +1,7 @@
-"""TODO: header."""
+"""Which base an adapter belongs to, by the name that it gives: `base_model_name_or_path` in its config.
+
+Names are compared, never weights: whether two folders hold the same model is not known here.
+"""
 
 import contextlib
 import os
@@ -30,13 +33,11 @@ def base_of(adapters: list[Adapter]) -> str:
 
     Raises InputError if none names one.
     """
-    named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
-    if not named and (lost := [adapter for adapter in adapters if adapter.problem]):
-        some = f"{lost[0].path}: {lost[0].problem}"
-        raise InputError(f"{len(lost)} of {len(adapters)} adapters could not be had, such as {some}")
-    if not named:
-        raise InputError(f"no adapter says in its {CONFIG} which base model it belongs to; set base_model")
-    return min(named, key=lambda name: (-named[name], name))
+    if named := _named(adapters):
+        return named[0]
+    if lost := [f"{adapter.path}: {adapter.problem}" for adapter in adapters if adapter.problem]:
+        raise InputError(f"{len(lost)} of {len(adapters)} adapters are unavailable, such as {lost[0]}")
+    raise InputError(f"no adapter says in its {CONFIG} which base model it belongs to; set base_model")
 
 
 def by_base(adapters: list[Adapter]) -> dict[str, list[Adapter]]:
@@ -47,9 +48,8 @@ def by_base(adapters: list[Adapter]) -> dict[str, list[Adapter]]:
     Raises InputError if none names a base.
     """
     usual = base_of(adapters)
-    named = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
     base_by_name: dict[str, str] = {}
-    for name in sorted(named, key=lambda name: (-named[name], name)):
+    for name in _named(adapters):
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # the run says that it cannot be looked up
             base_by_name[name] = next(base for base in (*base_by_name.values(), name) if same_base(base, name))
     sizes = Counter(base_by_name[adapter.base_model] for adapter in adapters if adapter.base_model in base_by_name)
@@ -58,6 +58,12 @@ def by_base(adapters: list[Adapter]) -> dict[str, list[Adapter]]:
     for adapter in adapters:
         groups[base_by_name.get(adapter.base_model, first)].append(adapter)
     return groups
+
+
+def _named(adapters: list[Adapter]) -> list[str]:
+    """The bases that adapters name, the most frequent first, equally frequent ones by name."""
+    times = Counter(adapter.base_model for adapter in adapters if adapter.base_model)
+    return sorted(sorted(times), key=times.get, reverse=True)
 
 
 def _hub_name(name: str) -> str:

@@ -1,4 +1,8 @@
-"""TODO: header."""
+"""Which adapters a folder or a list holds, each with its domain and a name of its own.
+
+An adapter's domain is a label that somebody gave: what `labels.csv` says, or the first folder of its path, or the list.
+What is in the adapters is not looked at.
+"""
 
 import csv
 import os
@@ -9,13 +13,13 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import shown
 from .adapters import CONFIG, UNKNOWN, WEIGHTS, Adapter, is_checkpoint
+from .hub_lists import listed_adapters
 
 
 def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
     """Every folder below `checkpoint_dir` with an adapter or a full checkpoint in it, sorted; hidden ones left out.
 
     Links are followed, and a folder that several lead to is listed once.
-
     Raises InputError if the folder does not exist.
     """
     if not Path(checkpoint_dir).is_dir():
@@ -30,7 +34,7 @@ def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
             subfolders.clear()
             continue
         seen.add(real)
-        if CONFIG in files or any(name in files for name in WEIGHTS) or is_checkpoint(set(files)):
+        if not {CONFIG, *WEIGHTS}.isdisjoint(files) or is_checkpoint(set(files)):
             found.append(_as_utf8(folder))  # not there under this name, if it is not UTF-8: listed, and refused
     return sorted(found)
 
@@ -38,7 +42,7 @@ def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
 def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     """The adapters below `checkpoint_dir`, sorted by path, each with its domain and a name of its own.
 
-    If it is a file, it is a list of them, with domains and in an order of its own, see `lists.listed_adapters`.
+    If it is a file, it is a list of them, with domains and an order of its own, see `hub_lists.listed_adapters`.
     The domain is what `labels.csv` (columns path,domain; paths relative to `checkpoint_dir`) says, if there is such a
     file, else the first folder of the adapter's path below `checkpoint_dir`; without one it is "unknown".
     The name is the path below that first folder, or the whole relative path where two would be the same.
@@ -46,14 +50,11 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     """
     root = Path(checkpoint_dir)
     if root.is_file():
-        from .hub_lists import listed_adapters  # which makes Adapters
-
         return listed_adapters(root)
-    paths = find_adapter_paths(root)
-    if not paths:
+    if not (paths := find_adapter_paths(root)):
+        todo = f"Put adapters in {shown(root)}/<domain>/<name>/ or set checkpoint_dir."
         raise InputError(
-            f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model. Put adapters in "
-            f"{shown(root)}/<domain>/<name>/ or set checkpoint_dir."
+            f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model. {todo}"
         )
     parts = [Path(path).relative_to(root).parts for path in paths]
     labels = _read_labels(root)
@@ -73,6 +74,7 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
 
 
 def _read_labels(root: Path) -> dict[str, str] | None:
+    """{absolute path: domain} of `labels.csv`; None if there is none."""
     file = root / "labels.csv"
     if not file.exists():
         return None

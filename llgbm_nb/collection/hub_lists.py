@@ -19,40 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    validate_repo_id,
-)
-from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub import errors, snapshot_download, utils
 
 from ..errors import InputError, first_sentence
 from ..files import shown, write_whole
 from ..progress_bar import progress
-from .adapters import CONFIG, MODEL_CONFIG, UNKNOWN, WEIGHTS, Adapter, shard_names
+from .adapters import CONFIG, MODEL_CONFIG, TOKENIZER, UNKNOWN, WEIGHTS, Adapter, shard_names
 
 AT_ONCE = 8  # repos that are fetched side by side
-
-
-TOKENIZER = ["tokenizer.json", "added_tokens.json"]  # what `adapters.check_tokenizer` reads
-
-
 ADAPTER = [CONFIG, WEIGHTS[0], *TOKENIZER]
-
-
 PICKLED = [CONFIG, WEIGHTS[1], *TOKENIZER]  # only where there are no safetensors
-
-
 MODEL = [MODEL_CONFIG, "*.safetensors", "model.safetensors.index.json", *TOKENIZER]
 
 
@@ -76,40 +52,36 @@ def read_list(file: str | Path) -> list[Line]:
     """The lines of a list, in their order; blank ones and comments are left out. Nothing is fetched.
 
     An id that starts with "/", "./", "../" or "~", or that is a folder beside the list, is a folder; relative ones
-    start at the list's own folder. Any other is a repo of the hub.
-    Raises InputError for a file that is no text or names no adapter, and for a line that is malformed or there twice.
+    start at the list's own. Any other is a repo of the hub. Raises InputError for a file that is no text or names no
+    adapter, and for a line that is malformed or repeated.
     """
     try:
         rows = Path(file).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{shown(file)} cannot be read as a list of adapters ({error}); set checkpoint_dir to a folder, or to a "
-            "text file with one adapter a line"
-        ) from error
-    lines, first = [], {}
+        todo = "set checkpoint_dir to a folder, or to a text file with one adapter a line"
+        raise InputError(f"{shown(file)} cannot be read as a list of adapters ({error}); {todo}") from error
+    lines: dict[tuple[str, str], Line] = {}
     for number, row in enumerate(rows, start=1):
         if not row.strip() or row.lstrip().startswith("#"):
             continue
         try:
             line = _line(number, row, Path(file).absolute().parent)
-            if (line.folder or line.repo, line.revision) in first:
-                earlier = first[line.folder or line.repo, line.revision]
-                raise InputError(f"{line.id} is in line {earlier} already; remove one of them")
+            first = lines.setdefault((line.folder or line.repo, line.revision), line)
+            if first is not line:
+                raise InputError(f"{line.id} is in line {first.number} already; remove one of them")
         except InputError as error:
             raise InputError(f"{shown(file)}, line {number}: {error}") from error
-        first[line.folder or line.repo, line.revision] = number
-        lines.append(line)
     if not lines:
         raise InputError(f"{shown(file)} names no adapters; write one a line, as in org/name,domain")
-    return lines
+    return list(lines.values())
 
 
 def listed_adapters(file: str | Path) -> list[Adapter]:
     """The adapters of a list, in its order; those of the hub are fetched (see `fetch`), several at once.
 
-    One that cannot be had has the reason as its `problem`, and its id as its path. The name is the third column, else
-    the last part of the id, or the whole id where two would be the same. The domain is the second column, else
-    "unknown". Raises InputError as `read_list` does, and if two adapters would have one name.
+    One that is unavailable has the reason as its `problem`, and its id as its path. A domain that is not given is
+    "unknown"; a name, the last part of the id, or the whole id where two would be the same.
+    Raises InputError as `read_list` does, and if two adapters would have one name.
     """
     lines = read_list(file)
     names, found = _names(file, lines), _fetch_all([line for line in lines if line.repo])
@@ -127,13 +99,13 @@ def listed_adapters(file: str | Path) -> list[Adapter]:
 def write_list(file: str | Path, adapters: Sequence[Adapter], comment: str) -> None:
     """The list from which `listed_adapters` gives `adapters`; a file that says the same already is left alone."""
     text = io.StringIO()
+    text.write(f"# {' '.join(comment.split())}\n")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerows([adapter.path, adapter.domain, adapter.name] for adapter in adapters)
-    content = f"# {' '.join(comment.split())}\n{text.getvalue()}".encode()
     file = Path(file)
-    if not file.exists() or file.read_bytes() != content:
+    if not file.exists() or file.read_bytes() != text.getvalue().encode():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda stream: stream.write(content))
+        write_whole(file, text.getvalue())
 
 
 def fetch(repo: str, revision: str = "") -> Path:
@@ -141,8 +113,8 @@ def fetch(repo: str, revision: str = "") -> Path:
 
     Only files that decide a delta are fetched: an adapter's config, its weights (pickled ones only where there are no
     safetensors) and its tokenizer's tokens, or a model's config and safetensors. What the cache has whole is taken
-    without asking the hub, whatever a branch has come to be there: a run repeats, and needs no network.
-    Raises InputError, in one sentence, if the repo cannot be had or is neither.
+    without asking the hub, wherever a branch points by now: a run can be repeated, and needs no network.
+    Raises InputError, in one sentence, if the repo cannot be fetched or is neither.
     """
     try:
         return _cached(repo, revision) or _downloaded(repo, revision)
@@ -153,7 +125,7 @@ def fetch(repo: str, revision: str = "") -> Path:
 
 
 def _cached(repo: str, revision: str) -> Path | None:
-    with contextlib.suppress(LocalEntryNotFoundError):
+    with contextlib.suppress(Exception):  # it is not there; or what is wrong with the cache shows when the hub is asked
         folder = _snapshot(repo, revision, ADAPTER, local_files_only=True)
         return None if _lacking(folder) else folder
 
@@ -186,58 +158,54 @@ def _lacking(folder: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__
     match error:
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return "its owner has to let you in: ask on its page at the hub, then log in with `hf auth login`"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             return "the hub has no such repo, or it is private; check the id, or log in with `hf auth login`"
-        case RevisionNotFoundError():
+        case errors.RevisionNotFoundError():
             return "the repo has no such revision; check what follows the @"
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             return f"the hub refused it (HTTP {getattr(error.response, 'status_code', 'error')})"
-        case LocalEntryNotFoundError() | ConnectionError() | TimeoutError():
+        case errors.LocalEntryNotFoundError() | ConnectionError() | TimeoutError():
             return "it is not whole in the hub's cache, and the hub cannot be reached"
     sentence = re.sub(r"\s*\(?\w+://\S+", "", first_sentence(error))
     return f"fetching it from the hub failed ({type(error).__name__}: {sentence})"
 
 
 def _fetch_all(lines: list[Line]) -> dict[Line, tuple[str, str]]:
-    """{line: (its adapter's folder, "") or (its id, why it cannot be had)}."""
+    """{line: (its adapter's folder, "") or (its id, why it is unavailable)}."""
     with _quiet_hub():
-        found = {line: _had(line, _cached) for line in lines}
-        missing = [line for line, had in found.items() if had is None]
-        if missing:
-            with ThreadPoolExecutor(AT_ONCE, "hub") as pool, progress(len(missing), "hub repos") as bar:
-                for line, had in zip(missing, pool.map(lambda line: _had(line, fetch), missing), strict=True):
-                    found[line] = had
-                    bar.update()
+        found = {line: (str(folder), "") for line in lines if (folder := _cached(line.repo, line.revision))}
+        if missing := [line for line in lines if line not in found]:
+            with ThreadPoolExecutor(AT_ONCE, "hub") as pool, progress(len(missing), "hub repos") as done:
+                for line, fetched in zip(missing, pool.map(_fetched, missing), strict=True):
+                    found[line] = fetched
+                    done()
     return found
 
 
-def _had(line: Line, get) -> tuple[str, str] | None:
+def _fetched(line: Line) -> tuple[str, str]:
     try:
-        folder = get(line.repo, line.revision)
+        return str(fetch(line.repo, line.revision)), ""
     except InputError as error:
         return line.id, str(error)
-    except Exception:  # of the cache: what is wrong with it shows when the hub is asked
-        return None
-    return folder and (str(folder), "")
 
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
     """The hub's client without its bars and warnings, which would otherwise stand in every executed report."""
-    level, bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()
-    hub_logging.set_verbosity_error()
-    disable_progress_bars()
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    utils.disable_progress_bars()
     try:
         yield
     finally:
-        hub_logging.set_verbosity(level)
+        utils.logging.set_verbosity(level)
         if bars:
-            enable_progress_bars()
+            utils.enable_progress_bars()
 
 
 def _line(number: int, row: str, beside: Path) -> Line:
@@ -255,12 +223,10 @@ def _line(number: int, row: str, beside: Path) -> Line:
         return Line(number, *columns, folder=os.path.abspath(place))
     repo, at, revision = columns[0].partition("@")
     try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise InputError(
-            f"{columns[0]!r} is no id of the hub, such as org/name or org/name@revision, and no folder; correct it, or "
-            "begin it with ./ if it is to be a folder"
-        ) from error
+        utils.validate_repo_id(repo)
+    except errors.HFValidationError as error:
+        wrong = f"{columns[0]!r} is no id of the hub, such as org/name or org/name@revision, and no folder"
+        raise InputError(f"{wrong}; correct it, or begin it with ./ if it is to be a folder") from error
     if at and (not re.fullmatch(r"\w[\w./+-]*", revision) or ".." in revision):
         raise InputError(f"{revision!r} is no revision; write a commit, a branch or a tag after the @")
     return Line(number, *columns, repo=repo, revision=revision)
@@ -269,11 +235,9 @@ def _line(number: int, row: str, beside: Path) -> Line:
 def _names(file: str | Path, lines: list[Line]) -> list[str]:
     """A name for each line, in as few words as tell them apart."""
     names = [line.name or Path(line.folder or line.repo).name for line in lines]
-    for longer in (lambda line: line.repo or line.id, lambda line: line.id):
-        times = Counter(names)
-        names = [
-            name if line.name or times[name] == 1 else longer(line) for line, name in zip(lines, names, strict=True)
-        ]
+    for longer in ([line.repo or line.id for line in lines], [line.id for line in lines]):
+        times, each = Counter(names), zip(lines, names, longer, strict=True)
+        names = [name if line.name or times[name] == 1 else long for line, name, long in each]
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise InputError(f"{shown(file)} has two adapters called {twice[0]}; name one of them in its third column")
     return names

@@ -7,10 +7,13 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "rounding": ["precision_check", "trust", "trust_text"],
-    "chance": ["Chance", "Reliability", "chance_text", "permutation_test", "probe_spread", "reliability", "reliability_text"],
-    "layer_choice": ["Choice", "by_probe_count", "choice_text", "choose", "joined", "probe_set_deltas", "sampled", "silhouette_grid"],
+    "chance": ["Chance", "Reliability", "chance_text", "permutation_test", "probe_spread", "reliability",
+               "reliability_text"],
+    "layer_choice": ["Choice", "by_probe_count", "choice_text", "choose", "joined", "probe_set_deltas", "sampled",
+                     "silhouette_grid"],
     "tokens": ["beside_the_mean", "domain_tokens", "top_tokens"],
     "alternatives": ["compare_methods", "methods_table", "methods_text"],
-    "soundness": ["check_acceptance"],
+    "soundness": ["check_soundness"],
     "reference": ["reference_activations", "reference_delta"],
+    "figures": ["chance_figure", "count_figure", "grid_figure", "trust_figure"],
 })  # fmt: skip

@@ -1,25 +1,27 @@
 """The alternatives to deltas on the same adapters, in one table: from the weights, and from what the models write.
 
-Each method is a matrix of cosines over the adapters, float64 (adapters, adapters), diagonal 1, with NaN in the rows and
-columns of adapters that it cannot represent. What is zero is similar to nothing, as in `analysis.similarity`. The
-methods are those that the Delta Activations paper compares with (arXiv 2509.04442), and the exact change of weights.
+Each method gives cosines over n adapters, float64 (n, n), diagonal 1, with NaN in the rows and columns of adapters that
+it cannot represent, and how many numbers describe each adapter, int64 (n,). What is zero is similar to nothing, as in
+`analysis.similarity`. The methods are those that the Delta Activations paper compares with (arXiv 2509.04442), and the
+exact change of the weights. How deltas are measured and kept is unknown here.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array
 from sklearn.metrics import silhouette_score
-from sklearn.metrics.pairwise import cosine_similarity
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, GenerationConfig
 
-from ..analysis.geometry import centered, nearest, similarity
+from ..analysis.geometry import centered, similarity
 from ..collection.adapters import UNKNOWN, Adapter
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun
@@ -30,11 +32,7 @@ from ..forward.lora import Lora, LoraReader, is_plain
 from ..forward.peft_route import applied, base_state, read_config
 
 SHARE = 0.01  # of an adapter's weights that are salient
-
-
 NEW_TOKENS = 32  # of a continuation
-
-
 _COLUMNS = 2**16  # of flattened tensors that are multiplied at once, which bounds the memory for it
 
 
@@ -43,63 +41,57 @@ def compare_methods(
 ) -> pd.DataFrame:
     """How well each method tells the domains apart: a row per method, all of them on the same adapters.
 
-    These are the adapters with a domain that every method can represent; deltas are centred on their mean. Columns:
-    dimension (how many numbers describe an adapter, at most), seconds (per adapter, reading included, loading the base
-    not; of deltas what the caller measured, `delta_seconds`), silhouette (by domain, cosine distance), nearest
-    neighbour (the share of adapters whose nearest other one has their domain) and adapters (how many).
-    `attrs["chance"]` is the share that random neighbours would have, `attrs["note"]` says who was left out, and why
-    there are no scores where they are NaN.
+    These are the adapters with a domain that every method can represent. Columns: dimension (how many numbers describe
+    an adapter, at most), seconds (per adapter, reading included, loading the base not; of deltas what the caller
+    measured, `delta_seconds`), silhouette (by domain, cosine distance), nearest neighbour (the share of adapters whose
+    nearest other one has their domain) and adapters (how many). `attrs["chance"]` is the share that random neighbours
+    would have, `attrs["note"]` says who was left out, and why there are no scores where they are NaN.
     Output sentences are compared only with a `sentence_encoder`, a hub id or a folder. Raises InputError if it cannot
     be loaded.
     """
-    encoder = _load_encoder(sentence_encoder, base) if sentence_encoder else None
+    encoder = load_encoder(sentence_encoder, base) if sentence_encoder else None
     labelled = run.delta_set.subset(i for i, domain in enumerate(run.delta_set.domains) if domain != UNKNOWN)
     adapters = labelled.adapters
     methods = {
-        "flattened weights": _timed(_flattened, adapters),
-        "weight change": _timed(_changes, adapters, base.model),
-        "salient mask": _timed(_salient, adapters, SHARE),
+        "flattened weights": _timed(flattened_weights, adapters),
+        "weight change": _timed(weight_changes, adapters, base.model),
+        "salient mask": _timed(salient_masks, adapters),
     }
     if encoder:
-        methods["output sentences"] = _timed(_outputs, adapters, run.delta_set.probes, base, encoder)
+        methods["output sentences"] = _timed(output_sentences, adapters, labelled.probes, base, encoder)
     there = {name: np.isfinite(np.diag(cosines)) for name, (cosines, _, _) in methods.items()}
     keep = np.flatnonzero(np.all([*there.values()], axis=0))
     compared = labelled.subset(keep)
-
-    rows = {
-        name: (cosines[np.ix_(keep, keep)], int(sizes[keep].max(initial=0)), seconds)
-        for name, (cosines, sizes, seconds) in methods.items()
-    }
-    for name, deltas in _deltas(compared).items():
-        rows[name] = similarity(deltas), deltas.shape[1], delta_seconds
     domains = np.array(compared.domains, dtype=str)
     counts = np.unique(domains, return_counts=True)[1]
-    enough = 2 <= len(counts) < len(keep)
-    scores = {name: _scores(row[0], domains) if enough else (np.nan, np.nan) for name, row in rows.items()}
-    table = [(*rows[name][1:], *scores[name], len(keep)) for name in rows]
-    columns = ["dimension", "seconds", "silhouette", "nearest neighbour", "adapters"]
-    frame = pd.DataFrame(table, pd.Index(rows, name="method"), columns)
+
+    rows = {}
+    for name, (cosines, sizes, seconds) in methods.items():
+        rows[name] = int(sizes[keep].max(initial=0)), seconds, *_scores(cosines[np.ix_(keep, keep)], domains)
+    for name, deltas in _deltas(compared).items():
+        rows[name] = deltas.shape[1], delta_seconds, *_scores(similarity(deltas), domains)
+    columns = ["dimension", "seconds", "silhouette", "nearest neighbour"]
+    frame = pd.DataFrame(rows.values(), pd.Index(rows, name="method"), columns)
+    frame["adapters"] = len(keep)
     pairs = len(keep) * (len(keep) - 1)
-    frame.attrs["chance"] = float((counts * (counts - 1)).sum() / pairs) if enough else np.nan
-    frame.attrs["note"] = _note(adapters, there, len(run.delta_set) - len(labelled), keep, len(counts), enough)
+    frame.attrs["chance"] = float((counts * (counts - 1)).sum() / pairs) if _enough(domains) else np.nan
+    frame.attrs["note"] = _note(adapters, there, len(run.delta_set) - len(labelled), keep, domains)
     return frame
 
 
 def methods_table(found: pd.DataFrame) -> pd.DataFrame:
     """`compare_methods`' table for people."""
-
-    def shown(values, form) -> list[str]:
-        return [form.format(value) if np.isfinite(value) else "–" for value in values]
-
-    return pd.DataFrame(
-        {
-            "dimension": shown(found["dimension"], "{:,}"),
-            "seconds each": shown(found["seconds"], "{:.2f} s"),
-            "silhouette": shown(found["silhouette"], "{:.2f}"),
-            "nearest is of its domain": shown(100 * found["nearest neighbour"], "{:.0f} %"),
-        },
-        index=found.index,
-    )
+    columns = {
+        "dimension": ("{:,}", found["dimension"]),
+        "seconds each": ("{:.2f} s", found["seconds"]),
+        "silhouette": ("{:.2f}", found["silhouette"]),
+        "nearest is of its domain": ("{:.0f} %", 100 * found["nearest neighbour"]),
+    }
+    shown = {
+        name: [form.format(value) if np.isfinite(value) else "–" for value in values]
+        for name, (form, values) in columns.items()
+    }
+    return pd.DataFrame(shown, index=found.index)
 
 
 def methods_text(found: pd.DataFrame) -> str:
@@ -118,58 +110,16 @@ def methods_text(found: pd.DataFrame) -> str:
     return "\n".join(filter(None, [*lines, found.attrs["note"]]))
 
 
-def flattened_cosines(adapters: Sequence[Adapter]) -> np.ndarray:
-    """Cosines of the adapters' weights as they are saved, all tensors end to end.
+def flattened_weights(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of the adapters' weights as they are saved, all tensors end to end; and sizes.
 
     Tensors are the same if name and shape are; one that the other adapter lacks is orthogonal to all of its. An
     embedding's base weights, which PEFT saves along with its factors, are not the adapter's and do not count. Full
     checkpoints, and adapters that cannot be read, are NaN.
     """
-    return _flattened(adapters)[0]
-
-
-def change_cosines(adapters: Sequence[Adapter], model: torch.nn.Module) -> np.ndarray:
-    """Cosines of the weight changes scale * B A over all modules of `model`, a causal LM, exact and from the factors:
-
-        <B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T)            the traces of both sides are equal
-
-    What differs only in how a change is factored is the same here. A module that an adapter lacks does not change. The
-    LM head is left out: it lies outside of the body, and moves no hidden state. DoRA is read as LoRA, without its
-    magnitudes. Whatever else is not plain LoRA (see `lora.is_plain`), or cannot be read, is NaN.
-    """
-    return _changes(adapters, model)[0]
-
-
-def salient_cosines(adapters: Sequence[Adapter], share: float = SHARE) -> np.ndarray:
-    """Cosines of the adapters' salient masks: the `share` of an adapter's saved weights that are largest by magnitude.
-
-    After Localize-and-Stitch (He et al. 2024, arXiv 2408.13656), whose masks, as the paper's, are of all the model's
-    weights; here they are of the adapter's own. The cosine is |both| / sqrt(|one| |other|); weights are the same if
-    tensor name, shape and position are. All weights as large as the smallest salient one are salient, too, and zeros
-    never are. What is NaN, and which tensors do not count, is as in `flattened_cosines`.
-    Raises InputError for a share outside of (0, 1].
-    """
-    return _salient(adapters, share)[0]
-
-
-def output_cosines(run: DeltaRun, base: BaseModel, sentence_encoder: str) -> np.ndarray:
-    """Cosines of what the adapters write: each one's mean sentence embedding of its continuations of the run's probes.
-
-    A continuation is greedy, of 32 tokens or until the model ends it. Embeddings are the encoder's last hidden states,
-    averaged over the tokens and scaled to length 1. `sentence_encoder` is a hub id or a folder. Full checkpoints, and
-    adapters that PEFT cannot put on the base, are NaN. Raises InputError if the encoder cannot be loaded.
-    """
-    return _outputs(run.delta_set.adapters, run.delta_set.probes, base, _load_encoder(sentence_encoder, base))[0]
-
-
-def _flattened(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
     products, sizes, alike = *_nothing(adapters), defaultdict(list)
-    for row, adapter in enumerate(adapters):
-        weights = _weights(adapter)
-        if weights is None:
-            products[row, row] = np.nan
-            continue
-        sizes[row] = sum(tensor.numel() for tensor in weights.values())
+    for row, weights in _read(adapters, _weights):
+        products[row, row], sizes[row] = 0.0, sum(tensor.numel() for tensor in weights.values())
         for name, tensor in weights.items():
             alike[name, tensor.shape].append((row, tensor.flatten()))
     for group in alike.values():
@@ -180,15 +130,18 @@ def _flattened(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
     return _cosines(products), sizes
 
 
-def _changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
+def weight_changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of the weight changes scale * B A over all modules of `model`, a causal LM, exact and from the factors:
+
+        <B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T)            the traces of both sides are equal
+
+    and sizes. What differs only in how a change is factored is the same here. A module that an adapter lacks does not
+    change. The LM head is left out: it lies outside of the body, and moves no hidden state. DoRA is read as LoRA,
+    without its magnitudes. Whatever else is not plain LoRA (see `lora.is_plain`), or cannot be read, is NaN.
+    """
     products, sizes, modules = *_nothing(adapters), defaultdict(list)
-    read_lora = LoraReader(model)
-    for row, adapter in enumerate(adapters):
-        lora = _lora(adapter, read_lora)
-        if lora is None:
-            products[row, row] = np.nan
-            continue
-        sizes[row] = sum(a.shape[1] * b.shape[0] for a, b, _ in lora.factors.values())
+    for row, lora in _read(adapters, partial(_lora, LoraReader(model))):
+        products[row, row], sizes[row] = 0.0, sum(a.shape[1] * b.shape[0] for a, b, _ in lora.factors.values())
         for name, factors in lora.factors.items():
             modules[name].append((row, *factors))
     for group in modules.values():
@@ -202,55 +155,83 @@ def _changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple[np.nd
     return _cosines(products), sizes
 
 
-def _salient(adapters: Sequence[Adapter], share: float) -> tuple[np.ndarray, np.ndarray]:
+def salient_masks(adapters: Sequence[Adapter], share: float = SHARE) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of the adapters' salient masks, |both| / sqrt(|one| |other|), and sizes.
+
+    A mask is the `share` of an adapter's saved weights that are largest by magnitude, after Localize-and-Stitch (He et
+    al. 2024, arXiv 2408.13656), whose masks, as the paper's, are of all the model's weights. Weights are the same if
+    tensor name, shape and position are. All as large as the smallest salient one are salient, too, and zeros never are.
+    What is NaN, and what does not count, is as in `flattened_weights`. Raises InputError for a share outside of (0, 1].
+    """
     if not 0 < share <= 1:
         raise InputError(f"share is {share!r}; it must be above 0 and at most 1")
-    _, sizes = _nothing(adapters)
-    there, masks, starts, width = [], [], {}, 0  # each tensor has columns of its own, the same for all who have it
-    for row, adapter in enumerate(adapters):
-        weights = _weights(adapter)
-        if weights is None:
-            continue
-        columns = []
-        for name, tensor in weights.items():
-            start = starts.setdefault((name, tensor.shape), width)
-            width = max(width, start + tensor.numel())
-            columns.append(np.arange(start, start + tensor.numel()))
+    products, sizes = _nothing(adapters)
+    masks, numbers = [np.zeros(0, np.int64)] * len(adapters), {}  # of the tensors, the same for all who have them
+    for row, weights in _read(adapters, _weights):
+        own = [numbers.setdefault((name, tensor.shape), len(numbers)) for name, tensor in weights.items()]
+        places = [np.arange(t.numel()) + (n << 40) for n, t in zip(own, weights.values(), strict=True)]
         magnitudes = torch.cat([tensor.flatten().float().abs() for tensor in weights.values()]).numpy()
-        sizes[row] = len(magnitudes)
+        products[row, row], sizes[row] = 0.0, len(magnitudes)
         count = max(1, round(share * len(magnitudes)))
         least = np.partition(magnitudes, -count)[-count]
-        masks.append(np.concatenate(columns)[(magnitudes >= least) & (magnitudes > 0)])
-        there.append(row)
-    if not there:
-        return _spread(np.zeros((0, 0)), there, len(adapters)), sizes
-    ones, ends = np.ones(sum(map(len, masks))), np.cumsum([0, *map(len, masks)])
-    matrix = csr_matrix((ones, np.concatenate(masks), ends), shape=(len(there), width))
-    return _spread(cosine_similarity(matrix), there, len(adapters)), sizes
+        masks[row] = np.concatenate(places)[(magnitudes >= least) & (magnitudes > 0)]
+    salient, columns = np.unique(np.concatenate(masks) if masks else [], return_inverse=True)
+    ends = np.cumsum([0, *map(len, masks)])
+    matrix = csr_array((np.ones(len(columns)), columns, ends), (len(masks), len(salient)))
+    return _cosines(products + (matrix @ matrix.T).toarray()), sizes
 
 
-def _outputs(adapters: Sequence[Adapter], probes: Sequence[str], base: BaseModel, encoder) -> tuple:
-    _, sizes = _nothing(adapters)
-    there, embeddings, before = [], [], base_state(base.model)
+def output_sentences(
+    adapters: Sequence[Adapter], probes: Sequence[str], base: BaseModel, encoder: tuple
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of what the adapters write, each one's mean sentence embedding of its continuations of `probes`; sizes.
+
+    A continuation is greedy, of NEW_TOKENS tokens or until the model ends it. `encoder` is what `load_encoder` gives;
+    embeddings are its last hidden states, averaged over the tokens and scaled to length 1. Full checkpoints, and
+    adapters that PEFT cannot put on the base, are NaN.
+    """
+    products, sizes = _nothing(adapters)
+    before, found = base_state(base.model), {}
     for row, adapter in enumerate(adapters):
-        try:
+        with suppress(InputError):
             with applied(base.model, adapter, before) as adapted:
                 texts = _continuations(adapted, base, probes)
-        except InputError:
-            continue
-        embeddings.append(_sentence_embeddings(texts, *encoder).mean(axis=0))
-        sizes[row] = len(embeddings[-1])
-        there.append(row)
-    return _spread(similarity(np.array(embeddings)), there, len(adapters)), sizes
+            found[row] = _sentence_embeddings(texts, *encoder).mean(axis=0)
+            sizes[row] = len(found[row])
+    products[np.ix_([*found], [*found])] = similarity(np.array([*found.values()]))
+    return _cosines(products), sizes
+
+
+def load_encoder(name: str, base: BaseModel) -> tuple:
+    """A sentence encoder in float32, on the base's device, and its tokenizer; `name` is a hub id or a folder.
+
+    Raises InputError if it cannot be loaded, or lacks weights or a padding token.
+    """
+    folder = from_root(name) if from_root(name).is_dir() else name
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model, report = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:
+        raise InputError(
+            f"cannot load the sentence encoder {name!r}: {first_sentence(error)} Set sentence_encoder to a folder with "
+            "config.json, safetensors weights and tokenizer, or to a hub id that this machine can reach or has."
+        ) from error
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
+        raise InputError(f"the sentence encoder {name!r} lacks weights, such as {missing[0]}; choose another one")
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokenizer of the sentence encoder {name!r} has no padding token; choose another one")
+    return model.to(base.device).eval(), tokenizer
 
 
 def _deltas(delta_set: DeltaSet) -> dict[str, np.ndarray]:
-    """The deltas (adapters, hidden) at the deepest layer and at the one in the middle, as they are and centred."""
-    numbers = delta_set.layer_numbers or range(delta_set.layers)
-    found = {}
+    """The deltas (adapters, hidden) at the deepest layer and at the one half-way, as they are and centered."""
+    numbers, found = delta_set.layer_numbers, {}
     for layer in dict.fromkeys((numbers[-1], numbers[len(numbers) // 2])):
-        found[f"delta, layer {layer}"] = delta_set.deltas(layer)
-        found[f"delta, layer {layer}, centred"] = centered(delta_set.deltas(layer))
+        found[f"delta, layer {layer}"] = deltas = delta_set.deltas(layer)
+        found[f"delta, layer {layer}, centered"] = centered(deltas)
     return found
 
 
@@ -263,7 +244,7 @@ def _weights(adapter: Adapter) -> dict[str, torch.Tensor] | None:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(".base_layer.weight")}
 
 
-def _lora(adapter: Adapter, read_lora: LoraReader) -> Lora | None:
+def _lora(read_lora: LoraReader, adapter: Adapter) -> Lora | None:
     """An adapter as plain LoRA, in the dtype that it is stored in; None if it is anything else, or cannot be read."""
     try:
         tensors, config = adapter.read_tensors(), read_config(adapter)
@@ -292,27 +273,6 @@ def _continuations(model: torch.nn.Module, base: BaseModel, probes: Sequence[str
     return base.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
 
 
-def _load_encoder(name: str, base: BaseModel) -> tuple:
-    """A sentence encoder in float32, on the base's device, and its tokenizer. Raises InputError if it cannot be had."""
-    folder = from_root(name) if from_root(name).is_dir() else name
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:
-        raise InputError(
-            f"cannot load the sentence encoder {name!r}: {first_sentence(error)} Set sentence_encoder to a folder with "
-            "config.json, safetensors weights and tokenizer, or to a hub id that this machine can reach or has."
-        ) from error
-    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
-        raise InputError(f"the sentence encoder {name!r} lacks weights, such as {missing[0]}; choose another one")
-    if tokenizer.pad_token is None:
-        raise InputError(f"the tokenizer of the sentence encoder {name!r} has no padding token; choose another one")
-    return model.to(base.device).eval(), tokenizer
-
-
 @torch.inference_mode()
 def _sentence_embeddings(texts: list[str], model: torch.nn.Module, tokenizer) -> np.ndarray:
     """The mean of the last hidden states over each text's tokens, scaled to length 1: float32 (texts, hidden)."""
@@ -323,26 +283,26 @@ def _sentence_embeddings(texts: list[str], model: torch.nn.Module, tokenizer) ->
     return F.normalize((states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1), dim=1).cpu().numpy()
 
 
+def _read(adapters: Sequence[Adapter], read: Callable) -> Iterator[tuple]:
+    """(row, `read(adapter)`) of every adapter for which that is not None, one at a time."""
+    for row, adapter in enumerate(adapters):
+        if (found := read(adapter)) is not None:
+            yield row, found
+
+
 def _nothing(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products (adapters, adapters) and sizes (adapters,), all zero."""
-    return np.zeros((len(adapters), len(adapters))), np.zeros(len(adapters), np.int64)
+    """Inner products (n, n), NaN on the diagonal, which says that an adapter is not there yet; and sizes (n,), 0."""
+    return np.diag(np.full(len(adapters), np.nan)), np.zeros(len(adapters), np.int64)
 
 
 def _cosines(products: np.ndarray) -> np.ndarray:
-    """Inner products (n, n) to cosines; NaN where the diagonal, the squared length, is not finite."""
+    """Inner products (n, n) to cosines, diagonal 1; NaN where the diagonal, the squared length, is not finite."""
     lengths = np.sqrt(np.diag(products))
-    there = np.flatnonzero(np.isfinite(lengths))
-    inverse = np.divide(1.0, lengths, where=lengths > 0, out=np.zeros(len(lengths)))[there]
-    cosines = products[np.ix_(there, there)] * inverse * inverse[:, None]
-    return _spread(np.clip(cosines, -1.0, 1.0), there, len(products))
-
-
-def _spread(cosines: np.ndarray, there: Sequence[int], count: int) -> np.ndarray:
-    """The cosines of the adapters at the indices `there`, of `count` in all: NaN for the others, diagonal exactly 1."""
-    spread = np.full((count, count), np.nan)
-    spread[np.ix_(there, there)] = cosines
-    spread[there, there] = 1.0
-    return spread
+    inverse = np.where(lengths > 0, 1.0 / np.where(lengths > 0, lengths, 1.0), 0.0)
+    inverse[~np.isfinite(lengths)] = np.nan
+    cosines = np.clip(products * inverse * inverse[:, None], -1.0, 1.0)
+    np.fill_diagonal(cosines, np.where(np.isfinite(lengths), 1.0, np.nan))
+    return cosines
 
 
 def _timed(method, adapters: Sequence[Adapter], *arguments) -> tuple[np.ndarray, np.ndarray, float]:
@@ -351,32 +311,38 @@ def _timed(method, adapters: Sequence[Adapter], *arguments) -> tuple[np.ndarray,
     return *method(adapters, *arguments), (perf_counter() - start) / max(1, len(adapters))
 
 
+def _enough(domains: np.ndarray) -> bool:
+    """Whether there are two domains, and one of them has two adapters."""
+    return 2 <= len(np.unique(domains)) < len(domains)
+
+
 def _scores(cosines: np.ndarray, domains: np.ndarray) -> tuple[float, float]:
     """Silhouette by domain with cosine distance, and the share of rows whose nearest other one has their domain."""
-    distances = np.clip(1.0 - cosines, 0.0, None)
-    same = domains[nearest(cosines, 1)[:, 0]] == domains
+    if not _enough(domains):
+        return np.nan, np.nan
+    distances, others = np.clip(1.0 - cosines, 0.0, None), cosines - 3 * np.eye(len(cosines))
+    same = domains[others.argmax(axis=1)] == domains  # argmax takes the first of equally near ones
     return float(silhouette_score(distances, domains, metric="precomputed")), float(same.mean())
 
 
-def _note(adapters: list[Adapter], there: dict[str, np.ndarray], unlabelled: int, keep, domains: int, enough: bool):
+def _note(adapters: list[Adapter], there: dict[str, np.ndarray], unlabelled: int, keep, domains: np.ndarray) -> str:
     """Who was left out of the table, how DoRA was read, and why there are no scores where there are none."""
     checkpoint = np.array([adapter.is_checkpoint for adapter in adapters], dtype=bool)
-    read = there["flattened weights"] | checkpoint
+    read, plain = there["flattened weights"] | checkpoint, there["weight change"]
     left_out = {
-        "no plain LoRA": (read & ~there["weight change"]).sum(),
+        "no plain LoRA": (read & ~plain).sum(),
         "files that cannot be read": (~read).sum(),
-        "no output": (there["weight change"] & ~there.get("output sentences", there["weight change"])).sum(),
+        "no output": (plain & ~there.get("output sentences", plain)).sum(),
         "no domain": unlabelled,
     }
-    dora = sum(bool(adapters[row].config.get("use_dora")) for row in keep)
-    sentences = []
+    dora, sentences = sum(bool(adapters[row].config.get("use_dora")) for row in keep), []
     if any(left_out.values()):
         sentences.append("Left out: " + ", ".join(f"{n} ({why})" for why, n in left_out.items() if n) + ".")
     if dora:
         sentences.append(f"DoRA, their weights read as LoRA without the magnitudes: {dora}.")
-    if not enough and adapters:
+    if adapters and not _enough(domains):
         sentences.append(
             "Scores need at least two domains, one of them with two adapters; "
-            f"there are {len(keep)} adapters in {domains} domains here."
+            f"there are {len(keep)} adapters in {len(set(domains))} domains here."
         )
     return " ".join(sentences)

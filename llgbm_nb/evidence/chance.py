@@ -1,6 +1,7 @@
 """Could it be chance? Numbers that say how far a collection's picture is to be trusted; numpy in, numpy out.
 
-All of them come from the differences that one pass has produced: nothing is measured again here.
+All of them come from the differences that one pass has produced. How these were measured is unknown here, and nothing
+is measured again.
 """
 
 from dataclasses import dataclass
@@ -9,13 +10,12 @@ from math import comb
 
 import numpy as np
 
-from ..analysis.geometry import centered, directions, near, norms, similarity
+from ..analysis import geometry
+from ..analysis.geometry import directions, nearest, norms, similarity
 from ..analysis.silhouettes import silhouette, silhouette_samples
 from ..collection.adapters import UNKNOWN
 
 SPLITS = 200  # of the probes in two halves; where there are more ways, so many random ones are taken
-
-
 PAIRED = 1000  # adapters whose pairs are correlated; of more, so many random ones
 
 
@@ -52,8 +52,16 @@ class Chance:
     accuracy_p: float
     note: str = ""
 
+    @property
+    def verdict(self) -> str:
+        """What `p` and the interval say together: "hardly by chance" only where all of the interval is above 0."""
+        if self.p > 0.05:
+            return "possibly by chance"
+        low = self.interval[0]
+        return "hardly by chance" if low > 0 else f"not by chance alone, but its interval begins at {low:.2f}"
 
-def reliability(differences: np.ndarray, center: bool = False, seed: int = 0) -> Reliability:
+
+def reliability(differences: np.ndarray, centered: bool = False, seed: int = 0) -> Reliability:
     """Split-half reliability of the cosines over the probes, from `differences` (adapters, probes, hidden) of a layer.
 
     All ways to split the probes in two are taken (of an odd number, one half has one more), or SPLITS random ones.
@@ -71,7 +79,7 @@ def reliability(differences: np.ndarray, center: bool = False, seed: int = 0) ->
         both = []
         for part in (half, np.setdiff1d(np.arange(probes), half)):
             deltas = differences[:, part].mean(axis=1, dtype=np.float32)
-            both.append(similarity(centered(deltas) if center else deltas)[pairs])
+            both.append(similarity(geometry.centered(deltas) if centered else deltas)[pairs])
         if all(np.ptp(cosines) > 1e-9 for cosines in both):
             found.append(np.corrcoef(*both)[0, 1])
     if not found:
@@ -117,7 +125,7 @@ def permutation_test(deltas: np.ndarray, domains, permutations: int = 999, seed:
     labelled = domains != UNKNOWN
     kinds, own = np.unique(domains[labelled].astype(str), return_inverse=True)
     rows, count, random = directions(deltas[labelled]), len(own), np.random.default_rng(seed)
-    other = near(rows, 1)[0][:, 0]
+    other = nearest(rows, 1)[0][:, 0]
 
     labellings = [random.permutation(own) for _ in range(permutations)]
     shuffled = np.array([silhouette_samples(rows, each, len(kinds)).mean() for each in labellings])
@@ -154,7 +162,7 @@ def chance_text(found: Chance) -> str:
         f"Silhouette by domain {found.score:.2f}; with other adapters of the same domains it would lie between "
         f"{low:.2f} and {high:.2f} (95 % bootstrap interval).\n"
         f"Shuffled labels reach {found.shuffled.mean():.2f} on average, at most {found.shuffled.max():.2f} in "
-        f"{len(found.shuffled)} tries: p = {p}. Below 0.05, chance is an unlikely reason for the grouping.\n"
+        f"{len(found.shuffled)} tries (p = {p}): the grouping is {found.verdict}.\n"
         f"The nearest other adapter is of the same domain for {100 * found.accuracy:.0f} % of the adapters; by "
         f"chance it would be for {100 * found.expected_accuracy:.0f} % (p = {of_nearest})."
     )
@@ -164,8 +172,13 @@ def reliability_text(found: Reliability, probes: int) -> str:
     """A `Reliability` in a sentence that says how to read it."""
     if found.note:
         return found.note
+    meaning = (
+        "other probes of this kind would show much the same picture"
+        if found.full >= 0.7
+        else "take more of them, as others of this kind may show another picture"
+    )
     return (
         f"Two halves of the probes agree on which adapters are similar with a correlation of {found.half:.2f} (mean "
         f"over {found.splits} ways to halve them); all {probes} together have a reliability of {found.full:.2f} "
-        "(Spearman–Brown). Near 1, other probes of this kind would show the same picture; below about 0.7, take more."
+        f"(Spearman–Brown; 1 is the most): {meaning}."
     )

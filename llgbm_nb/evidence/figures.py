@@ -13,7 +13,7 @@ from .rounding import ENOUGH
 _RED = "#d00000"
 
 
-def chance(found: Chance):
+def chance_figure(found: Chance):
     """The silhouettes of shuffled labels, and where the true ones' silhouette and its interval lie."""
     if found.note:
         return sentence(found.note)
@@ -27,26 +27,24 @@ def chance(found: Chance):
     axis.axvspan(*found.interval, color=_RED, alpha=0.15, linewidth=0, label="their 95 % interval\nover adapters")
     axis.set(xlabel="silhouette by domain", ylabel="labellings")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    reached = "more often than not by chance" if found.p > 0.5 else "" if found.p > 0.05 else "hardly by chance"
-    axis.set_title(f"Silhouette {found.score:.2f}, p = {found.p:.3f}{': ' + reached if reached else ''}")
+    axis.set_title(f"Silhouette {found.score:.2f}, p = {found.p:.3f}: {found.verdict}")
     sns.despine(figure)
     return figure
 
 
-def trust(found: pd.DataFrame):
-    """Each adapter's norm over its noise, on a logarithmic axis; those under `precision.ENOUGH` are flagged."""
+def trust_figure(found: pd.DataFrame):
+    """Each adapter's norm over its noise, on a logarithmic axis; those under `rounding.ENOUGH` are flagged."""
     if not len(found):
         return sentence("There are no deltas to trust or not.")
     ratio = np.sort(found["ratio"].to_numpy())
-    shown = np.clip(ratio, 0.1, 1e9)
     figure = new_figure(7, 2.2)
     axis = figure.add_subplot()
-    axis.plot(shown, np.linspace(0, 1, len(ratio)), "o", color=BLUE, markersize=4)
+    axis.plot(np.clip(ratio, 0.1, 1e9), np.linspace(0, 1, len(ratio)), "o", color=BLUE, markersize=4)
     axis.axvspan(0.05, ENOUGH, color=_RED, alpha=0.12, linewidth=0)
     axis.text(ENOUGH, 1.06, f" under {ENOUGH:.0f} ×: flagged", color=_RED, fontsize=8, ha="right", va="bottom",
               transform=axis.get_xaxis_transform())  # fmt: skip
     axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1))
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axis.xaxis.set_major_formatter("{x:,.16g}")
     flagged = int(found["flagged"].sum())
     axis.set_title(
         f"{flagged:,} of {len(found):,} deltas are too near to rounding\n" if flagged
@@ -64,8 +62,8 @@ def _rounded(number: float) -> str:
     return f"{int(number / size) * size:,.0f}"
 
 
-def silhouette_grid(grid: dict[bool, pd.DataFrame], choice: Choice):
-    """Silhouettes over layers (columns) and probe sets (rows), with the mean delta left in and taken off."""
+def grid_figure(grid: dict[bool, pd.DataFrame], choice: Choice):
+    """Silhouettes over layers (columns) and probe sets (rows), of the deltas as they are and centered."""
     values = np.concatenate([frame.to_numpy().ravel() for frame in grid.values()])
     if not np.isfinite(values).any():
         return sentence("There is no silhouette to show, of any probes and at any layer.")
@@ -73,14 +71,14 @@ def silhouette_grid(grid: dict[bool, pd.DataFrame], choice: Choice):
     figure = new_figure(8.6, 0.62 * rows + 2.4)
     axes = figure.subplots(2, 1, sharex=True)
     low, high = np.nanmin(values), np.nanmax(values)
-    for axis, (center, frame) in zip(axes, grid.items(), strict=True):
+    for axis, (is_centered, frame) in zip(axes, grid.items(), strict=True):
         image = axis.imshow(frame.to_numpy(), aspect="auto", cmap="viridis", vmin=min(0, low), vmax=high)
         axis.set_yticks(range(rows), list(frame.index))
-        axis.set_ylabel("mean taken off" if center else "mean left in")
+        axis.set_ylabel("centered" if is_centered else "as they are")
         every = max(1, layers // 15)
         axis.set_xticks(range(0, layers, every), frame.columns[::every])
         axis.tick_params(length=0)
-        if choice.setting and choice.setting[2] == center:
+        if choice.setting and choice.setting[2] == is_centered:
             name, layer, _ = choice.setting
             at = list(frame.columns).index(layer), list(frame.index).index(name)
             for colour, width in (("black", 3.5), ("white", 1.2)):  # seen on light and on dark fields
@@ -90,20 +88,20 @@ def silhouette_grid(grid: dict[bool, pd.DataFrame], choice: Choice):
     figure.colorbar(image, ax=axes, label="silhouette by domain", shrink=0.8, pad=0.02)
     finding = f"Silhouettes {low:.2f} to {high:.2f}"
     if choice.setting:
-        finding += f"; a pick on one half of the adapters scores {choice.held_out:.2f} on the other"
+        finding += f"; a pick scores {choice.held_out:.2f} on adapters left out, the usual setting {choice.usual:.2f}"
     figure.suptitle(finding, fontweight="bold", fontsize=11, x=0.01, ha="left")
     return figure
 
 
-def probe_counts(found: pd.DataFrame):
-    """The silhouette against the number of probes, as `tuning.by_probe_count` gives it."""
+def count_figure(found: pd.DataFrame):
+    """The silhouette against the number of probes, as `layer_choice.by_probe_count` gives it."""
     if not np.isfinite(found["mean"]).any():
         return sentence("There is no silhouette to show, of any number of probes.")
     figure = new_figure(7, 2.8)
     axis = figure.add_subplot()
     axis.fill_between(found.index, found["low"], found["high"], color=BLUE, alpha=0.15, linewidth=0)
     axis.plot(found.index, found["mean"], color=BLUE, marker="o", markersize=4, label="deltas (band: worst to best)")
-    axis.plot(found.index, found["centred"], color=ORANGE, marker="s", markersize=4, label="minus the mean delta")
+    axis.plot(found.index, found["centered"], color=ORANGE, marker="s", markersize=4, label="centered deltas")
     axis.set(xlabel="number of probes", ylabel="silhouette by domain", xticks=found.index[:: max(1, len(found) // 15)])
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     one, every = found["mean"].iloc[0], found["mean"].iloc[-1]

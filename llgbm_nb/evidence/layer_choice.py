@@ -1,7 +1,7 @@
 """Where the signal is: the silhouette over layers and probe sets, and what a choice among them is worth.
 
-The best of many settings, picked with the labels that it is scored on, flatters. Here a setting is picked on one half
-of the adapters and scored on the other.
+The best of many settings, picked with the labels that it is scored on, flatters. Here a setting is picked with all
+adapters but one and scored on that one, for each adapter in turn. How deltas are measured is left to `compute_deltas`.
 """
 
 from collections import Counter
@@ -21,19 +21,18 @@ from ..deltas import DeltaRun, compute_deltas
 from ..probes import PROBE_TYPES, create_probes
 
 NOTHING = "No adapter with a domain was looked at."
-
-
 SUBSETS = 60  # of the probes, for each number of them; where there are more, so many random ones
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What picking one setting by its silhouette is worth, over `splits` splits of the adapters in two halves.
+    """What picking one setting by its silhouette is worth, with each of `adapters` adapters left out in turn.
 
-    A setting is (probe set, layer, with the mean taken off). `setting` is picked most often, in `share` of the cases.
-    Silhouettes: `picked` on the half that picked (it flatters), `held_out` on the other half, `usual` of the usual
-    setting (the first probe set, last layer, mean left in) on those other halves. NaN with the reason in `note`.
-    `adapters` is how many there were.
+    A setting is (probe set, layer, centered). `setting` is picked most often, in `share` of the cases. Silhouettes:
+    `picked` of the picks over the adapters that they were picked with (it flatters), `held_out` of each adapter in the
+    setting that was picked without it, `usual` of the same adapters in the usual setting (the first probe set, deepest
+    layer, not centered). Where there is nothing to pick, `setting` is None and the numbers are NaN, with the reason in
+    `note`; else `note` names the domains that were left out.
     """
 
     setting: tuple[str, int, bool] | None
@@ -41,41 +40,33 @@ class Choice:
     picked: float
     held_out: float
     usual: float
-    splits: int
+    adapters: int
     note: str = ""
-    adapters: int = 0
 
 
 def sampled(run: DeltaRun, most: int) -> DeltaRun:
     """The run with at most `most` of its adapters: all of them if there are no more, else those of `spread_sample`."""
     found = run.delta_set
-    return (
-        run
-        if len(found) <= most
-        else replace(run, delta_set=found.subset(spread_sample(found.domains, most, unknown=True)))
-    )
+    if len(found) <= most:
+        return run
+    return replace(run, delta_set=found.subset(spread_sample(found.domains, most, unknown=True)))
 
 
-def probe_set_deltas(run: DeltaRun, most: int = 60, **options) -> dict[str, DeltaSet]:
+def probe_set_deltas(run: DeltaRun, most: int = 60) -> dict[str, DeltaSet]:
     """Deltas of `most` of the run's adapters for every probe set, the run's own first: {probe set: DeltaSet}.
 
-    What is not in the cache is computed, as in `compute_deltas`, to which `options` go. "mixed" is put together from
-    its parts. Adapters that fail for one set are left out of all.
+    What is not in the cache is measured, with the run's settings. "mixed" is put together from its parts. Adapters that
+    fail for one set are left out of all.
     """
-    config, found = run.cache.config, run.delta_set
-    found = found.subset(spread_sample(found.domains, most))
-    own = config["probe_type"]
-    if own in PROBE_TYPES and config["probes"] != create_probes(own):
+    settings, found = run.settings, run.delta_set.subset(spread_sample(run.delta_set.domains, most))
+    own = settings.probe_type
+    if own in PROBE_TYPES and list(found.probes) != create_probes(own):
         own += " (own)"  # a file of one's own that is called like a shipped set
     sets = {own: found}
     for name in ("generic", "math", "code", "commonsense") if len(found) else ():
         if name not in sets:
-            sets[name] = compute_deltas(
-                found.adapters, create_probes(name), base_model=run.base_model, cache_dir=run.cache.cache_dir.parent,
-                probe_type=name, max_length=max(256, config["max_length"]), dtype=config["dtype"],
-                layers=config.get("layers", "all"), device=run.device, trust_remote_code=run.trust_remote_code,
-                **options,
-            ).delta_set  # fmt: skip
+            changed = replace(settings, probe_type=name, max_length=max(256, settings.max_length))
+            sets[name] = compute_deltas(found.adapters, create_probes(name), changed).delta_set
     common = set.intersection(*(set(each.paths) for each in sets.values()))
     sets = {name: each.subset(i for i, path in enumerate(each.paths) if path in common) for name, each in sets.items()}
     if "mixed" not in sets and len(found):
@@ -96,19 +87,21 @@ def joined(sets: Iterable[DeltaSet]) -> DeltaSet:
 
 
 def silhouette_grid(sets: dict[str, DeltaSet]) -> dict[bool, pd.DataFrame]:
-    """The silhouette by domain, a row per probe set and a column per layer; by whether the mean is taken off."""
-    grid = {}
-    for center in (False, True):
-        scores = {name: [_score(each, n, center) for n in _numbers(each)] for name, each in sets.items()}
-        columns = pd.Index(_numbers(next(iter(sets.values()))), name="layer")
-        grid[center] = pd.DataFrame.from_dict(scores, orient="index", columns=columns)
+    """The silhouette by domain, a row per probe set and a column per layer: {whether deltas are centered: grid}."""
+    grid, layers = {}, pd.Index(next(iter(sets.values())).layer_numbers, name="layer")
+    for is_centered in (False, True):
+        scores = {
+            name: [_score(each.deltas(layer), each.domains, is_centered) for layer in layers]
+            for name, each in sets.items()
+        }
+        grid[is_centered] = pd.DataFrame.from_dict(scores, orient="index", columns=layers)
     return grid
 
 
 def by_probe_count(found: DeltaSet, layer: int = -1, seed: int = 0) -> pd.DataFrame:
     """The silhouette with fewer probes: a row for each number of them, over all subsets of it or SUBSETS random ones.
 
-    Columns mean, low, high (of the subsets) and centred (the mean with the pool's mean delta taken off).
+    Columns mean, low, high (of the subsets) and centered (the mean of the centered deltas' silhouettes).
     """
     states, random = found.differences_at(layer), np.random.default_rng(seed)
     probes, rows = states.shape[1], []
@@ -117,84 +110,90 @@ def by_probe_count(found: DeltaSet, layer: int = -1, seed: int = 0) -> pd.DataFr
             random.choice(probes, size, replace=False) for _ in range(SUBSETS)
         ]  # fmt: skip
         deltas = [states[:, list(subset)].mean(axis=1, dtype=np.float32) for subset in subsets]
-        plain = [silhouette(each, found.domains).score for each in deltas]
-        rest = [silhouette(centered(each), found.domains).score for each in deltas]
+        plain, rest = ([_score(each, found.domains, which) for each in deltas] for which in (False, True))
         rows.append((size, np.mean(plain), min(plain), max(plain), np.mean(rest)))
-    return pd.DataFrame(rows, columns=["probes", "mean", "low", "high", "centred"]).set_index("probes")
+    return pd.DataFrame(rows, columns=["probes", "mean", "low", "high", "centered"]).set_index("probes")
 
 
-def choose(sets: dict[str, DeltaSet], splits: int = 50, seed: int = 0) -> Choice:
-    """Pick probe set, layer and centring on one half of the adapters, score the pick on the other, over many splits."""
+def _score(deltas: np.ndarray, domains, is_centered: bool) -> float:
+    return silhouette(centered(deltas) if is_centered else deltas, domains).score
+
+
+def choose(sets: dict[str, DeltaSet]) -> Choice:
+    """Pick probe set, layer and centering with all adapters but one, score the pick on that one; for each in turn.
+
+    The score is the silhouette (Rousseeuw 1987) with cosine distance. An adapter left out is scored among all the
+    others, so that a domain of two counts; in a domain of one it would be 0 wherever it lies: such domains are left
+    out. The pool's mean, in which no label plays a part, is that of all adapters.
+    """
     first = next(iter(sets.values()))
     domains = np.asarray(first.domains, dtype=object)
-    labelled = np.flatnonzero(domains != UNKNOWN)
-    kinds, own, sizes = np.unique(domains[labelled].astype(str), return_inverse=True, return_counts=True)
-    if not len(labelled):
-        return Choice(None, *[np.nan] * 4, 0, NOTHING)
-    if len(kinds) < 2 or sizes.min() < 4:
-        return Choice(
-            None, *[np.nan] * 4, 0, "A choice can be checked with two domains of at least four adapters each."
-        )
+    kinds, counts = np.unique(domains[domains != UNKNOWN].astype(str), return_counts=True)
+    if not len(kinds):
+        return _no_choice(NOTHING)
+    if (counts > 1).sum() < 2:
+        return _no_choice("A choice can be checked with two domains of at least two adapters each.")
+    keep = np.flatnonzero(np.isin(domains, kinds[counts > 1]))
+    own = np.unique(domains[keep].astype(str), return_inverse=True)[1]
     settings, cosines = [], []
     for name, each in sets.items():
-        for number in _numbers(each):
-            deltas = each.deltas(number)[labelled]
+        for layer in each.layer_numbers:
+            deltas = each.deltas(layer)[keep]
             if np.any(deltas):
-                settings += [(name, number, False), (name, number, True)]
+                settings += [(name, layer, False), (name, layer, True)]
                 cosines += [similarity(deltas), similarity(centered(deltas))]
-    usual = (next(iter(sets)), _numbers(first)[-1], False)
+    usual = (next(iter(sets)), first.layer_numbers[-1], False)
     if usual not in settings:
-        return Choice(None, *[np.nan] * 4, 0, "All deltas are zero: there is nothing to choose by.")
-    distances, random = np.clip(1.0 - np.stack(cosines), 0.0, 2.0), np.random.default_rng(seed)
-    usual, picks, scores = settings.index(usual), [], []
-    for _ in range(splits):
-        half = np.zeros(len(own), bool)
-        for kind, size in enumerate(sizes):
-            half[random.choice(np.flatnonzero(own == kind), size // 2, replace=False)] = True
-        one, other = (_silhouettes(distances[:, part][:, :, part], own[part]) for part in (half, ~half))
-        for here, there in ((one, other), (other, one)):
-            pick = int(here.argmax())
-            picks.append(pick)
-            scores.append((here[pick], there[pick], there[usual]))
-    best, times = Counter(picks).most_common(1)[0]
-    picked, held_out, as_usual = np.mean(scores, axis=0)
+        return _no_choice("All deltas are zero: there is nothing to choose by.")
+
+    distances = np.clip(1.0 - np.stack(cosines), 0.0, 2.0)  # (settings, n, n)
+    member, each, picks, picked = np.eye(own.max() + 1)[own], np.arange(len(own)), [], []
+    sums, sizes = distances @ member, member.sum(axis=0)
+    for left_out in each:
+        rest = each != left_out
+        without = sums[:, rest]
+        without[:, :, own[left_out]] -= distances[:, rest, left_out]
+        counted = len(own) - 1 - (sizes[own[left_out]] == 2)  # whoever is alone in its domain now is 0 in all settings
+        scores = _silhouettes(without, own[rest], sizes - member[left_out]).sum(axis=1) / counted
+        picks.append(int(scores.argmax()))
+        picked.append(scores.max())
+    samples, (best, times) = _silhouettes(sums, own, sizes), Counter(picks).most_common(1)[0]
+    alone = ", ".join(kinds[counts == 1])
     return Choice(
-        settings[best], times / len(picks), float(picked), float(held_out), float(as_usual), splits, adapters=len(own)
-    )
+        settings[best], times / len(own), float(np.mean(picked)), float(samples[picks, each].mean()),
+        float(samples[settings.index(usual)].mean()), len(own), alone and f"Left out, with one adapter: {alone}.",
+    )  # fmt: skip
 
 
-def _silhouettes(distances: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The mean silhouette under each of several distances (settings, n, n): float64 (settings,)."""
-    member = np.eye(own.max() + 1)[own]  # (n, domains)
-    size, each = member.sum(axis=0), np.arange(len(own))
-    to_domains = distances @ member  # (settings, n, domains), summed
-    within = to_domains[:, each, own] / np.maximum(size[own] - 1, 1)
-    to_domains = to_domains / size
-    to_domains[:, each, own] = np.inf
-    between = to_domains.min(axis=2)
+def _no_choice(note: str) -> Choice:
+    return Choice(None, *[np.nan] * 4, 0, note)
+
+
+def _silhouettes(sums: np.ndarray, own: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Each adapter's silhouette under several distances: float64 (settings, n); alone in its domain, it has 0.
+
+    `sums` (settings, n, domains) are its distances to the members of each domain, itself among them, summed; `own` (n,)
+    is the number of its domain, `sizes` (domains,) how many adapters these have.
+    """
+    each = np.arange(len(own))
+    within, between = sums[:, each, own] / np.maximum(sizes[own] - 1, 1), sums / sizes
+    between[:, each, own] = np.inf
+    between = between.min(axis=2)
     larger = np.maximum(within, between)
-    nothing = (size[own] == 1) | (larger < 1e-12)
-    return np.where(nothing, 0.0, (between - within) / np.where(nothing, 1.0, larger)).mean(axis=1)
-
-
-def _numbers(found: DeltaSet) -> tuple[int, ...]:
-    return found.layer_numbers or tuple(range(found.layers))
-
-
-def _score(found: DeltaSet, layer: int, center: bool) -> float:
-    deltas = found.deltas(layer)
-    return silhouette(centered(deltas) if center else deltas, found.domains).score
+    nothing = (sizes[own] == 1) | (larger < 1e-12)
+    return np.where(nothing, 0.0, (between - within) / np.where(nothing, 1.0, larger))
 
 
 def choice_text(found: Choice) -> str:
     """A `Choice` in sentences that say how to read it."""
-    if found.note:
+    if found.setting is None:
         return found.note
-    name, layer, center = found.setting
+    name, layer, is_centered = found.setting
+    verdict = "" if found.held_out > found.usual else ", and a pick gains nothing: keep the usual one"
     return (
-        f"Picked on one half of {found.adapters} adapters, a setting scores {found.picked:.2f} there, "
-        f"{found.held_out:.2f} on the other half, where the usual one (last layer, mean left in) scores "
-        f"{found.usual:.2f}: these last two compare fairly.\n"
-        f"Picked most often, in {100 * found.share:.0f} % of {2 * found.splits} halves: {name} probes, layer {layer}, "
-        f"mean {'taken off' if center else 'left in'}."
+        f"Picked with all but one of {found.adapters} adapters, a setting scores {found.picked:.2f} on them and "
+        f"{found.held_out:.2f} on the one left out (mean over all), where the usual one (last layer, not centered) "
+        f"scores {found.usual:.2f}. These last two compare fairly{verdict}.\n"
+        f"Picked most often, in {100 * found.share:.0f} % of {found.adapters} picks that differ in one adapter: {name} "
+        f"probes, layer {layer}, {'centered' if is_centered else 'not centered'}.{found.note and ' ' + found.note}"
     )

@@ -4,7 +4,7 @@
     bfloat16, float16     noise = max(floor, error * ||Delta||)          an adapter is flagged if
     …-plain               noise = max(floor, distance)                   its ||Delta|| is under 10 times its noise
 
-`floor` is how far v(B) itself moves when the base's pass has other batch shapes and orders (`activations.noise_floor`).
+`floor` is how far v(B) itself moves when the base's pass has other batch shapes and orders (`states.noise_floor`).
 With difference propagation the base's own difference is exactly zero and the error shrinks with the delta: there the
 floor is that of float32, and the deltas' largest relative `error` by `precision_check` counts, too. Of a whole model in
 half precision it is the largest `distance` from finer deltas. In float32 nothing finer is at hand: what deltas are
@@ -13,6 +13,7 @@ compared with there is an independent computation that rounds as much.
 
 import math
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from ..analysis.tables import times
 from ..collection.adapters import Adapter
 from ..deltas import DeltaRun, compute_deltas
 from ..errors import InputError, first_sentence
-from ..forward.base import base_folder, difference_dtype, load_base, quiet_transformers
+from ..forward.base import base_folder, difference_dtype, quiet_transformers
 from ..forward.states import noise_floor, tokenize
 from .chance import probe_spread
 from .reference import reference_activations, reference_delta
@@ -33,7 +34,7 @@ ENOUGH = 10.0  # times the noise; an adapter with less is flagged
 def trust(run: DeltaRun) -> pd.DataFrame:
     """How far each delta of the run's deepest layer is to be trusted, a row per adapter that has one.
 
-    Columns norm, noise (see above), ratio (norm / noise), spread (`evidence.probe_spread`), flagged (ratio < ENOUGH).
+    Columns norm, noise (see above), ratio (norm / noise), spread (`chance.probe_spread`), flagged (ratio < ENOUGH).
     The noise floor is measured once for each cache and kept there, and so is the error, by `precision_check`.
     """
     floor, found = noise_of(run)[-1], run.cache.about_base().get("precision", {})
@@ -51,23 +52,20 @@ def trust(run: DeltaRun) -> pd.DataFrame:
 
 def noise_of(run: DeltaRun) -> np.ndarray:
     """The noise floor of every layer of the run: float64 (layers,). The base is loaded only if it is not known yet."""
-    about, config = run.cache.about_base(), run.cache.config
-    if "noise" not in about:
-        base = load_base(run.base_model, config["dtype"], run.device, run.trust_remote_code)
-        floor = noise_floor(base, tokenize(base.tokenizer, config["probes"], config["max_length"]))
-        layers = run.delta_set.layer_numbers or range(run.delta_set.layers)
-        run.cache.note_base(noise=[float(floor[layer]) for layer in layers])
-        return floor[list(layers)]
-    return np.array(about["noise"])
+    if "noise" not in run.cache.about_base():
+        base = run.load_base()
+        floor = noise_floor(base, tokenize(base.tokenizer, list(run.delta_set.probes), run.settings.max_length))
+        run.cache.note_base(noise=floor[list(run.delta_set.layer_numbers)].tolist())
+    return np.array(run.cache.about_base()["noise"])
 
 
 def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
     """Some of the run's deltas beside others: relative error and cosine, a row for each of `adapters` adapters.
 
-    A run in half precision is compared with the engine in float32; one in float32 with an independent computation (a
-    fresh base for each adapter, one probe at a time), whose own rounding is about as large. The largest relative error
-    of those that are well above the noise floor, and the largest distance, are kept for `trust`. `attrs["reason"]` says
-    why there are no rows where the others could not be computed, as when the base in float32 does not fit in memory.
+    A run in half precision is compared with the engine in float32; one in float32 with `computed_independently`, whose
+    own rounding is about as large. The largest relative error of those that are well above the noise floor, and the
+    largest distance, are kept for `trust`. `attrs["reason"]` says why there are no rows where the others could not be
+    computed, as when the base in float32 does not fit in memory.
     """
     sample, rows, errors = pick_sample(run, adapters), [], []
     found, floor, distance, reason = run.delta_set, noise_of(run)[-1], 0.0, ""
@@ -77,7 +75,7 @@ def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
         others, reason = {}, first_sentence(error)
     for adapter in (each for each in sample if each.path in others):
         [ours] = found.subset([found.paths.index(adapter.path)]).deltas().astype(np.float64)  # the others are not read
-        theirs = others[adapter.path]
+        theirs = others[adapter.path].astype(np.float64)
         size, length, away = np.linalg.norm(theirs), np.linalg.norm(ours), float(np.linalg.norm(ours - theirs))
         error = away / size if size else (0.0 if not length else np.inf)
         rows.append((adapter.name, error, ours @ theirs / (size * length) if size * length else np.nan))
@@ -91,18 +89,29 @@ def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
 
 
 def _others(run: DeltaRun, sample: list[Adapter]) -> dict[str, np.ndarray]:
-    """Their deltas at the run's deepest layer, computed otherwise: {path: float64 (hidden,)}."""
-    if run.cache.config["dtype"] != "float32":
-        with tempfile.TemporaryDirectory() as empty:
-            finer = measured_anew(run, sample, empty, "float32").delta_set if sample else None
-            deltas = {} if finer is None else dict(zip(finer.paths, finer.deltas(), strict=True))
-            return {path: delta.astype(np.float64) for path, delta in deltas.items()}
-    probes, folder, trust = run.cache.config["probes"], base_folder(run.base_model), run.trust_remote_code
-    layer = run.delta_set.layer_numbers[-1] if run.delta_set.layer_numbers else -1
+    """Their deltas at the run's deepest layer, computed otherwise: {path: float32 (hidden,)}."""
+    if run.cache.config["dtype"] == "float32":
+        deepest = run.delta_set.layer_numbers[-1]
+        return {path: deltas[deepest] for path, deltas in computed_independently(run, sample).items()}
+    if not sample:
+        return {}
+    with tempfile.TemporaryDirectory() as empty:
+        finer = measured_anew(run, sample, empty, "float32").delta_set
+        return dict(zip(finer.paths, finer.deltas(), strict=True))
+
+
+def computed_independently(run: DeltaRun, adapters: list[Adapter]) -> dict[str, np.ndarray]:
+    """`reference_delta` of some of a run's adapters: {path: float32 (layers + 1, hidden)}, whatever the run's dtype."""
+    folder, probes = base_folder(run.settings.base_model), list(run.delta_set.probes)
+    trust = run.settings.trust_remote_code
     with quiet_transformers():
-        base = reference_activations(folder, probes, None, trust) if sample else None
-        deltas = {each.path: reference_delta(folder, probes, each.path, base, trust)[layer] for each in sample}
-    return {path: delta.astype(np.float64) for path, delta in deltas.items()}
+        base = reference_activations(folder, probes, None, trust) if adapters else None
+        return {each.path: reference_delta(folder, probes, each.path, base, trust) for each in adapters}
+
+
+def measured_anew(run: DeltaRun, adapters: list[Adapter], cache_dir: str, dtype: str) -> DeltaRun:
+    """The same measurement of some of a run's adapters, in another cache."""
+    return compute_deltas(adapters, list(run.delta_set.probes), replace(run.settings, cache_dir=cache_dir, dtype=dtype))
 
 
 def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
@@ -116,41 +125,28 @@ def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
     return found.subset(i for _, i in sorted(ranked)[:sample]).adapters
 
 
-def measured_anew(run: DeltaRun, adapters: list[Adapter], cache_dir, dtype: str) -> DeltaRun:
-    """The same measurement of some of a run's adapters, in another cache."""
-    config = run.cache.config
-    return compute_deltas(
-        adapters, config["probes"], base_model=run.base_model, cache_dir=cache_dir, probe_type=config["probe_type"],
-        max_length=config["max_length"], dtype=dtype, layers=config.get("layers", "all"),
-        trust_remote_code=run.trust_remote_code, device=run.device,
-    )  # fmt: skip
-
-
 def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> str:
     """`trust`, and `precision_check` where it was made, in sentences that say how to read them."""
     if not len(found):
         return "There are no deltas to trust or not."
+    weak = list(found.index[found["flagged"]])
     lines = [
         f"Deltas are {times(found['ratio'].min())} to {times(found['ratio'].max())} what rounding alone does; under "
-        f"{ENOUGH:.0f} ×, a direction is not to be trusted."
-    ]
-    weak = list(found.index[found["flagged"]])
-    lines.append(
+        f"{ENOUGH:.0f} ×, a direction is not to be trusted.",
         f"Flagged, too near to rounding: {', '.join(weak[:10])}{' …' if len(weak) > 10 else ''} ({len(weak)})."
         if weak
-        else "No adapter is flagged."
-    )
+        else "No adapter is flagged.",
+    ]
     if precision is not None and precision.attrs["reason"]:
         lines.append(f"No delta could be computed in another way: {precision.attrs['reason']}")
     elif precision is not None and len(precision):
-        error, cosine = precision["relative error"].max(), precision["cosine"].min()
+        cosine = precision["cosine"].min()
         near = "" if np.isnan(cosine) else f" (cosine above {1 - max(1e-6, 2 * (1 - cosine)):.6f})"
+        within = f"within {at_most(precision['relative error'].max())} of the norm{near}"
         lines.append(
-            f"{len(precision)} deltas computed in float32 lie within {at_most(error)} of the norm{near}: so far off "
-            "are ours."
+            f"{len(precision)} deltas computed in float32 lie {within}: so far off are ours."
             if precision.attrs["finer"]
-            else f"{len(precision)} deltas computed independently, in float32 too, lie within {at_most(error)} of the "
-            f"norm{near}."
+            else f"{len(precision)} deltas computed independently, in float32 too, lie {within}."
         )
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ the LM head itself is read as if it had not. This module knows nothing of files,
 
 import copy
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -30,20 +30,14 @@ from ..errors import InputError, first_sentence
 from ..forward.base import BaseModel
 from ..forward.packing import blocks_of
 
-RANKINGS = ("share", "logit")
-
-
-HEAD = "The LM head is the base's, also where an adapter or a full checkpoint changes it."
-
-
+_HEAD = " Centered: beside the average adapter, not the base. The LM head is the base's, even if adapters change it."
 HOW_TO_READ = {
     "share": "Next tokens by their share of the change in the distribution at the probes' last tokens: up by "
-    "p_M log(p_M / p_B), down by p_B log(p_M / p_B). KL is all of the change, in nats. " + HEAD,
+    "p_M log(p_M / p_B), down by p_B log(p_M / p_B). KL is all of the change, in nats." + _HEAD,
     "logit": "Tokens by the change of their raw logits, mean over the probes; many of them are never likely. KL is the "
-    "change in the next-token distribution, in nats. " + HEAD,
+    "change in the next-token distribution, in nats." + _HEAD,
 }
-
-
+RANKINGS = tuple(HOW_TO_READ)
 SIGNS = str.maketrans({" ": "␣", "\N{NO-BREAK SPACE}": "⍽", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
@@ -114,18 +108,20 @@ def read_head(base: BaseModel) -> Head:
 
 def _watched_pass(base: BaseModel, blocks: nn.ModuleList) -> tuple:
     """Of a short pass: its output, the last layer's states, the calls (module, input, output) outside the layers."""
-    inside, states, calls = {id(m) for m in blocks.modules()}, [], []
+    inside, states, calls = {id(module) for module in blocks.modules()}, [], []
+
+    def keep_states(module, args, y):
+        states.append(y[0] if isinstance(y, tuple) else y)
 
     def keep_call(module, args, y):
         if args and torch.is_tensor(args[0]) and torch.is_tensor(y):
             calls.append((module, args[0], y))
 
     with ExitStack() as hooks:
+        hooks.callback(blocks[-1].register_forward_hook(keep_states).remove)
         for module in base.body.modules():
-            if id(module) not in inside and not any(m is blocks for m in module.modules()):
+            if id(module) not in inside and not any(each is blocks for each in module.modules()):
                 hooks.callback(module.register_forward_hook(keep_call).remove)
-        keep = blocks[-1].register_forward_hook(lambda _, __, y: states.append(y[0] if isinstance(y, tuple) else y))
-        hooks.callback(keep.remove)
         ids = torch.arange(4, device=base.device)[None]
         return base.model(input_ids=ids, output_hidden_states=True, use_cache=False), states, calls
 
@@ -155,56 +151,34 @@ class Scores:
 def is_lens(head: Head, delta_set: DeltaSet, layer: int = -1) -> bool:
     """Whether tokens at `layer` are read through the logit lens, an approximation: it is not the model's last layer.
 
-    Negative layers count from the deepest one computed. Raises InputError for one that was not computed, and if the
-    deltas are of a model of another shape.
+    Raises InputError for a layer that was not computed, and if the deltas are of a model of another shape.
     """
-    numbers = delta_set.layer_numbers or range(delta_set.layers)
-    fits = delta_set.layer_numbers or delta_set.layers == head.layers + 1
-    if not fits or max(numbers) > head.layers or delta_set.base.shape[-1] != head.weight.shape[1]:
+    if max(delta_set.layer_numbers) > head.layers or delta_set.base.shape[-1] != head.weight.shape[1]:
         raise InputError("the deltas are not of this head's base; read the head of the base that they were computed on")
-    return numbers[delta_set._column(layer)] != head.layers
-
-
-@torch.inference_mode()
-def logit_changes(head: Head, differences: np.ndarray, base_states: np.ndarray | None = None) -> np.ndarray:
-    """The change of every raw logit, mean over the probes: float32 (adapters, vocabulary).
-
-    `differences` is a(M) - a(B), (adapters, probes, hidden). Of the model's last layer they are all that is needed; for
-    the lens at a layer below, `base_states` is a(B) there, (probes, hidden). Raw is before a softcap.
-    """
-    out = np.empty((len(differences), len(head.weight)), np.float32)
-    base = None if base_states is None else _tensor(head, base_states)
-    for adapter, each in enumerate(differences):
-        change = _change(head, base, _tensor(head, each))
-        out[adapter] = head.product(change.mean(dim=0)).cpu().numpy()  # the head is linear: the mean comes first
-    return out
+    return delta_set.layer_number(layer) != head.layers
 
 
 def token_scores(
-    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False
-) -> Iterator[Scores]:
+    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", centered: bool = False,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Iterator[Scores]:  # fmt: skip
     """The `Scores` of every adapter, one after the other: a few arrays (probes, vocabulary) are held at a time.
 
-    `ranking` is "share" (of the KL divergence) or "logit" (change of the raw logit). With `center`, an adapter is
-    compared not with the base but with the average adapter, a(B) + the mean of all differences: at the last layer, its
-    distribution is the adapters' geometric mean. Raises InputError as `is_lens` does, and for another ranking.
+    `ranking` is "share" (of the KL divergence) or "logit" (change of the raw logit). `centered`: an adapter is compared
+    not with the base but with the average adapter, a(B) + the mean of all differences; at the last layer, its
+    distribution is the adapters' geometric mean. With `groups`, indices of adapters, the `Scores` of each group's mean
+    difference. Raises InputError at once, as `is_lens` does, and for another ranking.
     """
-    differences = delta_set.differences_at(layer)
-    return _scores(head, delta_set, layer, ranking, differences, differences, center)
-
-
-def domain_scores(
-    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False
-) -> Iterator[Scores]:
-    """The same of every domain's average adapter, in the order of `domain_tokens`."""
-    differences = delta_set.differences_at(layer)
-    domains = np.asarray(delta_set.domains, dtype=object)
-    means = [_mean(differences[domains == domain]) for domain in _domains(delta_set)]
-    return _scores(head, delta_set, layer, ranking, means, differences, center)
-
-
-def _domains(delta_set: DeltaSet) -> list[str]:
-    return sorted(set(delta_set.domains) - {UNKNOWN})
+    if ranking not in RANKINGS:
+        raise InputError(f"ranking is {ranking!r}; choose {' or '.join(RANKINGS)}")
+    lens, base, pool = is_lens(head, delta_set, layer), delta_set.base_at(layer), delta_set.differences_at(layer)
+    origin, rounding = np.zeros_like(base), 0.0
+    if centered and len(pool):
+        # What is left of adapters that are all alike is rounding, as in `analysis.centered`: taken for exactly zero.
+        origin, rounding = _mean(pool), ROUNDING * max(float(np.linalg.norm(each)) for each in pool)
+    differences = pool if groups is None else [_mean(pool[list(group)]) for group in groups]
+    differences = (each if np.linalg.norm(each - origin) > rounding else origin for each in differences)
+    return _compare(head, base, origin, differences, lens, ranking)
 
 
 def _mean(differences: np.ndarray) -> np.ndarray:
@@ -212,29 +186,18 @@ def _mean(differences: np.ndarray) -> np.ndarray:
     return differences.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _scores(head, delta_set, layer, ranking, differences, pool, center) -> Iterator[Scores]:
-    """Checks now; then the `Scores` of each of `differences` (probes, hidden). `center`: beside the mean of `pool`."""
-    if ranking not in RANKINGS:
-        raise InputError(f"ranking is {ranking!r}; choose {' or '.join(RANKINGS)}")
-    lens, base = is_lens(head, delta_set, layer), delta_set.base[:, delta_set._column(layer)]
-    origin, rounding = np.zeros_like(base), 0.0
-    if center and len(pool):
-        # What is left of adapters that are all alike is rounding, as in `analysis.centered`: taken for exactly zero.
-        origin, rounding = _mean(pool), ROUNDING * max(float(np.linalg.norm(each)) for each in pool)
-    near = (each if np.linalg.norm(each - origin) > rounding else origin for each in differences)
-    return _compare(head, base, origin, near, lens, ranking)
-
-
 @torch.inference_mode()
 def _compare(head, base, origin, differences, lens, ranking) -> Iterator[Scores]:
     """The `Scores` of each of `differences` beside `base + origin`; all are float32 (probes, hidden)."""
     origin = _tensor(head, origin)
     compared = _tensor(head, base) + origin
-    raw = head.product(head.norm(compared) if lens else compared).cpu().double()  # (probes, vocabulary)
+    seen = head.norm if lens else nn.Identity()  # at the last layer, no norm lies between
+    raw = head.product(seen(compared)).cpu().double()  # (probes, vocabulary)
     before = head.log_probabilities(raw)
     probability = before.exp()
     for each in differences:
-        change = head.product(_change(head, compared if lens else None, _tensor(head, each) - origin))
+        step = _tensor(head, each) - origin
+        change = head.product(seen(compared + step) - seen(compared) if lens else step)
         after = head.log_probabilities(raw + change.cpu().double())
         ratio = after - before
         up, down = (after.exp() * ratio).mean(dim=0), (probability * ratio).mean(dim=0)
@@ -244,54 +207,51 @@ def _compare(head, base, origin, differences, lens, ranking) -> Iterator[Scores]
         yield Scores(up.float().cpu().numpy(), down.float().cpu().numpy(), kl)
 
 
-def _change(head: Head, base: torch.Tensor | None, difference: torch.Tensor) -> torch.Tensor:
-    """The change (probes, hidden) of what the head sees; at the last layer (`base` is None) no norm lies between."""
-    return difference if base is None else head.norm(base + difference) - head.norm(base)
-
-
 def _tensor(head: Head, states: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.asarray(states, np.float32), device=head.weight.device)
 
 
 def top_tokens(
-    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False, k: int = 6
+    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", centered: bool = False, k: int = 6
 ) -> pd.DataFrame:
     """A row per adapter: its domain, the `k` tokens that come up and go down most, and the KL divergence in nats.
 
     Fewer where fewer have the right sign; none where nothing changes. Arguments and errors are those of `token_scores`.
     """
-    frame = _table(head, token_scores(head, delta_set, layer, ranking, center), k)
+    frame = _table(head, token_scores(head, delta_set, layer, ranking, centered), k)
     frame.insert(0, "domain", list(delta_set.domains))
     return frame.set_index(pd.Index(list(delta_set.names), name="adapter", dtype=object))
 
 
 def domain_tokens(
-    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", center: bool = False, k: int = 6
+    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", centered: bool = False, k: int = 6
 ) -> pd.DataFrame:
     """The same, a row per domain: of the mean of its adapters' differences; "adapters" is how many there are.
 
     Adapters of the domain "unknown" are left out of the rows, not of the average adapter.
     """
-    frame, domains = _table(head, domain_scores(head, delta_set, layer, ranking, center), k), _domains(delta_set)
-    frame.insert(0, "adapters", [delta_set.domains.count(domain) for domain in domains])
-    return frame.set_index(pd.Index(domains, name="domain", dtype=object))
+    domains = np.asarray(delta_set.domains, dtype=object)
+    groups = {domain: np.flatnonzero(domains == domain) for domain in sorted({*domains} - {UNKNOWN})}
+    frame = _table(head, token_scores(head, delta_set, layer, ranking, centered, [*groups.values()]), k)
+    frame.insert(0, "adapters", [len(group) for group in groups.values()])
+    return frame.set_index(pd.Index([*groups], name="domain", dtype=object))
 
 
 def beside_the_mean(
     table: Callable, base: BaseModel, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", k: int = 5
 ) -> pd.DataFrame:
-    """`top_tokens` or `domain_tokens` (`table`), and beside it what is beyond the pool's mean delta.
+    """`top_tokens` or `domain_tokens` (`table`), and beside it the tokens of the centered deltas.
 
     `attrs["note"]` says how to read it (HOW_TO_READ), or why there is nothing.
     """
     try:
         head = read_head(base)
-        plain, beyond = (table(head, delta_set, layer, ranking, center, k) for center in (False, True))
+        plain, centered = (table(head, delta_set, layer, ranking, which, k) for which in (False, True))
     except InputError as error:
         frame = pd.DataFrame()
         frame.attrs["note"] = str(error)
         return frame
-    frame = plain.join(beyond[["up", "down"]].rename(columns="{} beyond the mean".format))
+    frame = plain.join(centered[["up", "down"]].rename(columns="{}, centered".format))
     frame["KL"] = [f"{kl:.2g}" for kl in frame["KL"]]
     frame.attrs["note"] = HOW_TO_READ[ranking] if len(frame) else "There are no domains."
     return frame

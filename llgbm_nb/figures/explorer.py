@@ -9,28 +9,20 @@ runs now and then. Run headless, the explorer leaves a picture of its first map.
 import base64
 import html
 import io
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import anywidget
 import ipywidgets as widgets
 import numpy as np
-import plotly.graph_objects as go
 
-from ..analysis.geometry import centered
+from ..analysis.geometry import centered, nearest
 from ..analysis.silhouettes import silhouette
 from ..delta_set import DeltaSet, mean_over_probes
 from ..errors import InputError
-from . import collection as figures
+from . import collection, explorer_figure
 from . import view as maps
-from .styles import domain_styles
 
 MEMORY = 2**30  # bytes of hidden states that are held, so that a change need not read them again
-
-
-NAMES = 30  # with more adapters than this, the heatmap has no names at its edge
-
-
-_INK = "#808080"  # readable on light and dark; the style below takes the theme's own where there is one
 
 
 class _Surroundings(anywidget.AnyWidget):
@@ -52,8 +44,8 @@ class _Surroundings(anywidget.AnyWidget):
 def explore(delta_set: DeltaSet) -> "Explorer":
     """The explorer of a set of deltas, to be a cell's last value.
 
-    `.layer`, `.probes`, `.projection`, `.center` and `.color` are its controls (ipywidgets), `.select(i)` does what a
-    click on adapter i does, and `.view` holds the numbers of the picture (`maps.View`).
+    `.layer`, `.probes`, `.projection`, `.centered` and `.color` are its controls (ipywidgets), `.select(i)` does what a
+    click on adapter i does, and `.view` holds the numbers of the picture (`View`).
     """
     return Explorer(delta_set)
 
@@ -62,64 +54,61 @@ class Explorer(widgets.VBox):
     """See `explore`. Its state is the settings of its controls, the view they give, and which adapter is selected."""
 
     def __init__(self, delta_set: DeltaSet):
-        self.delta_set = delta_set
-        self.selected: int | None = None
-        self.view: maps.View | None = None
+        self.delta_set, self.selected = delta_set, None
         self._lowest = 0.0  # end of the silhouette's axis
-        numbers = delta_set.layer_numbers or tuple(range(delta_set.layers))
         one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
         self._tsne = lru_cache(64)(self._map_of)
         self._rows = maps.heatmap_rows(delta_set.domains)  # adapters of each row of the heatmap
-        self._styles = domain_styles(delta_set.domains)
-
+        numbers = delta_set.layer_numbers
         self.layer = widgets.SelectionSlider(
             options=[(_layer_name(number, numbers), number) for number in numbers], value=numbers[-1],
-            description="layer", layout=widgets.Layout(width="98%"), style={"description_width": "52px"},
+            description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
         )  # fmt: skip
         self.probes = tuple(
-            widgets.Checkbox(value=True, indent=False, tooltip=text, layout=widgets.Layout(width="20px"))
+            widgets.Checkbox(value=True, indent=False, tooltip=text, layout={"width": "20px"})
             for text in delta_set.probes
         )
-        names = [  # beside the box, as a described one has no tooltip
-            widgets.HTML(
-                f'<span title="{html.escape(text)}">probe {i + 1}</span>', layout={"margin": "2px 14px 2px 0"}
-            )
-            for i, text in enumerate(delta_set.probes)
-        ]  # fmt: skip
         self.projection = widgets.ToggleButtons(options=maps.PROJECTIONS, style={"button_width": "70px"})
-        self.center = widgets.Checkbox(
-            description="minus the pool's mean delta", indent=False, layout={"width": "220px"}
+        self.centered = widgets.Checkbox(
+            description="centered (minus the pool's mean delta)", indent=False, layout={"width": "310px"}
         )
         self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
         self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px"})
-        self.figure = self._new_figure(numbers)
-        self._name_traces()
-        self._on_new_deltas()
-        self.figure = go.FigureWidget(self.figure)  # with its numbers in it: the first picture is whole
-        self._name_traces()
+        self.view = maps.view_of(self.deltas(numbers[-1]), delta_set.domains, False)
+        traces, layout = self._picture()
+        curve, axis = self._silhouettes()
+        self.figure = explorer_figure.new_figure(delta_set, self._rows, traces | curve, layout | axis)
+        self.traces = {trace.meta: trace for trace in self.figure.data}
+        self._maps = [name for name in self.traces if name.startswith("map ")]
+        [self._frame] = self.figure.select_shapes(dict(name="frame"))
         self.figure._config = {"responsive": True, "displayModeBar": False}  # it would cover the silhouette
-
-        ticks = widgets.HBox(
-            [widgets.HBox(pair) for pair in zip(self.probes, names, strict=True)],
-            layout=widgets.Layout(flex_flow="row wrap", max_height="90px", overflow="auto"),
-        )
-        controls = widgets.HBox(
-            [widgets.Label("map"), self.projection, widgets.Label("colour by"), self.color, self.center],
-            layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
-        )
-        super().__init__([_Surroundings(), self.headline, self.layer, ticks, controls, self.figure, self.nearest])
+        self.headline.value = self._headline()
+        self._mark()
+        super().__init__([_Surroundings(), self.headline, self.layer, *self._boxes(), self.figure, self.nearest])
         self.add_class("llgbm-explorer")
+        self._observe()
 
-        for control in (self.layer, self.projection):
-            control.observe(self._said(self._on_change), "value")
-        for control in (self.center, *self.probes):
-            control.observe(self._said(self._on_new_deltas), "value")
-        self.color.observe(lambda change: self.chosen and self.view and self._paint(), "value")
-        for trace, mine in zip(self._map, maps.by_domain(delta_set.domains).values(), strict=True):
-            trace.on_click(
-                lambda trace, points, state, mine=mine: points.point_inds and self.select(mine[points.point_inds[0]])
-            )
+    def _boxes(self) -> list[widgets.HBox]:
+        """The probes' boxes with their names, and the other controls, each in a row that wraps."""
+        names = [  # beside the box, as a described one has no tooltip
+            widgets.HTML(f'<span title="{html.escape(text)}">probe {i}</span>', layout={"margin": "2px 14px 2px 0"})
+            for i, text in enumerate(self.delta_set.probes, start=1)
+        ]
+        ticks = [widgets.HBox(pair) for pair in zip(self.probes, names, strict=True)]
+        controls = [widgets.Label("map"), self.projection, widgets.Label("colour by"), self.color, self.centered]
+        return [
+            widgets.HBox(ticks, layout={"flex_flow": "row wrap", "max_height": "90px", "overflow": "auto"}),
+            widgets.HBox(controls, layout={"flex_flow": "row wrap", "align_items": "center"}),
+        ]
+
+    def _observe(self) -> None:
+        handlers = {self.layer: self._on_change, self.projection: self._on_change, self.color: self._paint}
+        handlers |= dict.fromkeys((self.centered, *self.probes), self._on_new_deltas)
+        for control, handler in handlers.items():
+            control.observe(partial(self._said, handler), "value")
+        for domain, mine in maps.by_domain(self.delta_set.domains).items():
+            self.traces[f"map {domain}"].on_click(partial(self._on_click, mine))
 
     # -- what is asked for ---------------------------------------------------------------------------------------------
 
@@ -141,18 +130,19 @@ class Explorer(widgets.VBox):
 
     # -- from a change to a picture ------------------------------------------------------------------------------------
 
-    def _said(self, handler):
-        """The handler, its errors said above the map: a callback's go to JupyterLab's log, where nobody looks."""
+    def _said(self, handler, change) -> None:
+        """Run the handler of a control and show its errors above the map: a callback's go to JupyterLab's log, where
+        nobody looks."""
+        try:
+            handler()
+        except (InputError, OSError) as error:
+            self.view = None
+            self._clear()
+            self.headline.value = f"<b>This cannot be shown:</b> {html.escape(str(error))}"
 
-        def handle(change) -> None:
-            try:
-                handler()
-            except (InputError, OSError) as error:
-                self.view = None
-                self._clear()
-                self.headline.value = f"<b>This cannot be shown:</b> {html.escape(str(error))}"
-
-        return handle
+    def _on_click(self, mine: np.ndarray, trace, points, state) -> None:
+        if points.point_inds:
+            self.select(mine[points.point_inds[0]])
 
     def _on_change(self) -> None:
         """Another layer or projection."""
@@ -160,13 +150,11 @@ class Explorer(widgets.VBox):
             self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
             self._clear()
             return
-        layer, center, projection = self.layer.value, self.center.value, self.projection.value
+        layer, center, projection = self.layer.value, self.centered.value, self.projection.value
         self.layer.continuous_update = projection == "PCA"  # t-SNE takes seconds: only where the slider is let go
         if projection == "t-SNE":
             self.headline.value = f"<b>computing t-SNE of {_count(self.delta_set)} …</b>"
-            with self.figure.batch_update():
-                for trace in self._map:
-                    trace.opacity = 0.2  # of the old picture, until there is the new one
+            self._change({name: dict(opacity=0.2) for name in self._maps})  # the old picture, until there is a new one
             self.view = self._tsne(layer, center, self.chosen)
         else:
             self.view = maps.view_of(self.deltas(layer), self.delta_set.domains, center, projection, self.view)
@@ -176,64 +164,59 @@ class Explorer(widgets.VBox):
         """Other probes, or with or without the mean: every layer's silhouette is another one, too."""
         self._on_change()
         if self.chosen:
-            layers = [number for _, number in self.layer.options]
-            self.scores = {layer: self._score(layer) for layer in layers}
-            curve = [_or_none(self.scores[layer]) for layer in layers]
-            # The axis ends at 1 and only grows downwards, so that settings can be compared.
-            self._lowest = min([self._lowest, *(1.1 * value for value in curve if value is not None)])
-            with self.figure.batch_update():
-                self._curve.y, self.figure.layout.yaxis3.range = curve, (self._lowest, 1.05)
-
-    def _score(self, layer: int) -> float:
-        deltas = self.deltas(layer)
-        compared = centered(deltas) if self.center.value else deltas
-        return silhouette(compared, self.delta_set.domains).score
+            self._change(*self._silhouettes())
 
     def _map_of(self, layer: int, center: bool, probes: tuple) -> maps.View:
         return maps.view_of(self.deltas(layer), self.delta_set.domains, center, "t-SNE", self.view)
 
-    def _paint(self) -> None:
-        """The picture of `self.view`."""
-        found, seen = self.delta_set, self.view
-        others = 3 if len(found) < maps.WEBGL else 0  # of very many, a click says which are near
-        texts = maps.hover_texts(found.names, found.domains, found.kinds, seen, others)
-        ranges, layer = maps.limits(seen.points), self.layer.value
+    def _silhouettes(self) -> tuple[dict, dict]:
+        """The changes of traces and layout that show every layer's silhouette, which is kept in `scores`."""
+        every = {layer: self.deltas(layer) for layer in self.delta_set.layer_numbers}
+        self.scores = {
+            layer: silhouette(centered(deltas) if self.centered.value else deltas, self.delta_set.domains).score
+            for layer, deltas in every.items()
+        }
+        # The axis ends at 1 and only grows downwards, so that settings can be compared.
+        self._lowest = min([self._lowest, *(1.1 * score for score in self.scores.values() if np.isfinite(score))])
+        curve = [explorer_figure.number(score) for score in self.scores.values()]
+        return {"curve": dict(y=curve)}, {"yaxis3": dict(range=(self._lowest, 1.05))}
+
+    def _picture(self) -> tuple[dict, dict]:
+        """The changes of traces and layout that show `self.view`."""
         by_norm = self.color.value == "norm"
+        return explorer_figure.picture(self.delta_set, self._rows, self.view, self.layer.value, by_norm)
+
+    def _paint(self) -> None:
+        """Show `self.view`, if there is one and it is of the probes that are ticked."""
+        if not (self.chosen and self.view):
+            return
         with self.figure.batch_update():
-            for trace, (domain, mine) in zip(self._map, maps.by_domain(found.domains).items(), strict=True):
-                trace.x, trace.y = seen.points[mine, 0], seen.points[mine, 1]
-                trace.text, trace.opacity = [texts[i] for i in mine], 1
-                trace.marker.coloraxis = "coloraxis2" if by_norm else None
-                trace.marker.color = seen.norms[mine] if by_norm else self._styles[domain][0]
-            self.figure.layout.coloraxis2.showscale = by_norm
-            self.figure.update_layout(
-                xaxis=dict(title_text=seen.axes[0], range=ranges[0]),
-                yaxis=dict(title_text=seen.axes[1], range=ranges[1]),
-            )
-            for key, style in zip(self._keys, self._styles.values(), strict=True):
-                key.marker.color = _INK if by_norm else style[0]
-            self._heat.visible = True
-            self._heat.z = maps.heatmap(seen.directions, self._rows)
-            self._here.x, self._here.y = [layer], [_or_none(seen.score.score)]
+            self._change(*self._picture())
             self._mark()
         self.headline.value = self._headline()
 
+    def _change(self, traces: dict[str, dict], layout: dict | None = None) -> None:
+        """Change the figure in place, in one message: its traces by name, and its layout."""
+        with self.figure.batch_update():
+            for name, change in traces.items():
+                self.traces[name].update(change)
+            self.figure.update_layout(layout)
+
     def _clear(self) -> None:
         """No picture: there is nothing to show."""
+        empty = {name: dict(x=[], y=[]) for name in (*self._maps, "ring", "here")}
+        curve = dict(y=[None] * len(self.delta_set.layer_numbers))
         with self.figure.batch_update():
-            for trace in (*self._map, self._ring, self._here):
-                trace.x, trace.y = [], []
-            self._curve.y = [None] * len(self._curve.x)
-            self._heat.visible = self._frame.visible = False
+            self._change(empty | {"curve": curve, "heatmap": dict(visible=False)})
+            self._frame.visible = False
         self.nearest.value = ""
 
     def _headline(self) -> str:
-        score, numbers = self.view.score, [number for _, number in self.layer.options]
-        few = len(self.delta_set) < 4
+        score, few = self.view.score, len(self.delta_set) < 4
         about = [
-            _count(self.delta_set), f"layer {_layer_name(self.layer.value, numbers)}",
+            _count(self.delta_set), f"layer {_layer_name(self.layer.value, self.delta_set.layer_numbers)}",
             f"{len(self.chosen)} of {len(self.probes)} probes",
-            "minus the pool's mean delta" if self.center.value else "deltas as they are",
+            "centered" if self.centered.value else "deltas as they are",
             "PCA (t-SNE needs four adapters)" if self.projection.value == "t-SNE" and few else self.projection.value,
         ]  # fmt: skip
         finding = html.escape(score.note) if score.note else f"<b>silhouette by domain {score.score:.3f}</b>"
@@ -244,7 +227,8 @@ class Explorer(widgets.VBox):
         i, seen, found = self.selected, self.view, self.delta_set
         some = i is not None and seen is not None and bool(self.chosen)
         with self.figure.batch_update():
-            self._ring.x, self._ring.y = (seen.points[[i], 0], seen.points[[i], 1]) if some else ([], [])
+            x, y = (seen.points[[i], 0], seen.points[[i], 1]) if some else ([], [])
+            self._change({"ring": dict(x=x, y=y)})
             if some:
                 row = next(number for number, adapters in enumerate(self._rows) if i in adapters)
                 beside = 0.5 + (len(self._rows) > 60)  # around a row of a pixel or two, it would hide it
@@ -256,7 +240,7 @@ class Explorer(widgets.VBox):
         rows = "".join(
             f"<tr><td class=n>{rank}</td><td>{html.escape(found.names[j])}</td><td>{html.escape(found.domains[j])}</td>"
             f"<td>{html.escape(found.kinds[j])}</td><td class=n>{cosine:.3f}</td></tr>"
-            for rank, (j, cosine) in enumerate(seen.nearest_to(i, 10), start=1)
+            for rank, (j, cosine) in enumerate(zip(*nearest(seen.directions, 10, i), strict=True), start=1)
         )
         self.nearest.value = (
             f"<b>{html.escape(found.names[i])}</b> ({html.escape(found.domains[i])}, "
@@ -264,103 +248,14 @@ class Explorer(widgets.VBox):
             f"<tr><th></th><th>adapter</th><th>domain</th><th>kind</th><th>cosine</th></tr>{rows}</table>"
         )
 
-    # -- the figure ----------------------------------------------------------------------------------------------------
-
-    def _new_figure(self, numbers) -> go.Figure:
-        """Silhouette by layer above; below it the map at the left and the heatmap at the right. No numbers yet."""
-        found, names = self.delta_set, maps.row_names(self._rows, self.delta_set.names)
-        nothing = np.zeros((len(found), 2))
-        figure = go.Figure(maps.map_traces(nothing, found.domains, [""] * len(found)))
-        figure.update_traces(showlegend=False)  # the legend has keys of its own
-        ring = dict(symbol="circle-open", size=20, color="#d00000", line_width=3)
-        kind = maps.point_kind(len(found))
-        figure.add_trace(kind(x=[], y=[], mode="markers", showlegend=False, hoverinfo="skip", marker=ring))
-        figure.add_heatmap(
-            x=names, y=names, z=[], xaxis="x2", yaxis="y2", coloraxis="coloraxis",
-            hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
-        )  # fmt: skip
-        figure.add_scatter(
-            x=list(numbers), y=[None] * len(numbers), xaxis="x3", yaxis="y3", mode="lines", line_color=_INK,
-            showlegend=False, hovertemplate="layer %{x}: %{y:.3f}<extra></extra>",
-        )  # fmt: skip
-        figure.add_scatter(
-            x=[], y=[], xaxis="x3", yaxis="y3", mode="markers", marker=dict(color="#d00000", size=10), showlegend=False,
-            cliponaxis=False, hoverinfo="skip",
-        )  # fmt: skip
-        for domain, style in self._styles.items():  # keys, of one colour each whatever the points' are
-            figure.add_scatter(
-                x=[None], y=[None], mode="markers", name=maps.plain(domain, maps.NAME), hoverinfo="skip",
-                marker=dict(color=style[0], symbol=maps.SYMBOLS[style[1]], size=9),
-            )  # fmt: skip
-        named = len(found) <= NAMES
-        short = [maps.plain(name, maps.NAME) + 2 * "\u2002" for name in found.names] if named else []
-        grid = dict(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
-        spread = dict(linecolor=_INK, showline=True)
-        figure.update_layout(
-            height=640, autosize=True, margin=dict(l=66, r=134, t=10, b=10), font_color=_INK, template="none",
-            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
-            legend=dict(
-                orientation="h", x=0, y=-0.13, yanchor="top", itemsizing="constant", itemclick=False,
-                itemdoubleclick=False,
-            ),
-            xaxis=dict(domain=[0, 0.47], anchor="y", showticklabels=False, title_standoff=8, **grid, **spread),
-            yaxis=dict(domain=[0, 0.74], anchor="x", showticklabels=False, title_standoff=8, **grid, **spread),
-            xaxis2=dict(
-                domain=[0.66 if named else 0.58, 1], anchor="y2", showticklabels=False, showgrid=False, ticks="",
-                type="category",
-            ),
-            yaxis2=dict(
-                domain=[0, 0.74], anchor="x2", autorange="reversed", showticklabels=named, showgrid=False, ticks="",
-                type="category", tickvals=names if named else [],
-                ticktext=[short[row[0]] for row in self._rows] if named else [],
-            ),
-            xaxis3=dict(domain=[0, 1], anchor="y3", range=[min(numbers), max(numbers)], **grid),
-            yaxis3=dict(domain=[0.88, 1], anchor="x3", title_text="silhouette", nticks=4, **grid),
-            coloraxis=dict(cmin=-1, cmax=1, colorscale="RdBu_r", colorbar=dict(
-                x=1.01, y=0.37, len=0.74, thickness=12, title=dict(text="cosine", side="right"), outlinewidth=0)),
-            coloraxis2=dict(colorscale="Viridis", showscale=False, colorbar=dict(
-                orientation="h", x=0.235, y=0.75, yanchor="bottom", len=0.47, thickness=8,
-                title=dict(text="norm of the delta", side="top"), outlinewidth=0)),
-            shapes=[
-                dict(type="rect", xref="x2", yref="y2", x0=-0.5, x1=len(names) - 0.5, y0=0, y1=0, visible=False,
-                     line=dict(color="#d00000", width=2)),
-                *self._domain_bars(),
-            ],
-        )  # fmt: skip
-        return figure
-
-    def _domain_bars(self) -> list[dict]:
-        """The domains' colours along the heatmap's left edge."""
-        domains = [self.delta_set.domains[row[0]] for row in self._rows]
-        return [
-            dict(
-                type="rect", xref="x2 domain", yref="y2", x0=-0.025, x1=-0.005, y0=domains.index(domain) - 0.5,
-                y1=domains.index(domain) + domains.count(domain) - 0.5, line_width=0,
-                fillcolor=self._styles[domain][0],
-            )
-            for domain in dict.fromkeys(domains)
-        ]  # fmt: skip
-
-    def _name_traces(self) -> None:
-        """Call the figure's traces by what they show."""
-        traces, domains = self.figure.data, len(self._styles)
-        self._map, self._keys = traces[:domains], traces[domains + 4 :]
-        self._ring, self._heat, self._curve, self._here = traces[domains : domains + 4]
-
-    @property
-    def _frame(self):
-        return self.figure.layout.shapes[0]
-
     # -- without a kernel ----------------------------------------------------------------------------------------------
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for where there is no kernel a picture of the map as it is now, and its headline."""
         bundle = super()._repr_mimebundle_(**options)
-        found, picture = self.delta_set, io.BytesIO()
-        layer = _layer_name(self.layer.value, [number for _, number in self.layer.options])
-        figure = figures.projection_map(
-            self.view.points, found.names, found.domains, self.view.score, self.view.axes, f"at layer {layer}"
-        )
+        found, seen, picture = self.delta_set, self.view, io.BytesIO()
+        where = f"at layer {_layer_name(self.layer.value, found.layer_numbers)}"
+        figure = collection.projection_map(seen.points, found.names, found.domains, seen.score, seen.axes, where)
         figure.savefig(picture, format="png", dpi=100, bbox_inches="tight")
         bundle["image/png"] = base64.b64encode(picture.getvalue()).decode()
         bundle["text/plain"] = "explorer: " + self.headline.value.replace("<b>", "").replace("</b>", "")
@@ -373,8 +268,3 @@ def _count(delta_set: DeltaSet) -> str:
 
 def _layer_name(number: int, numbers) -> str:
     return "0 (embeddings)" if number == 0 else f"{number} (last)" if number == max(numbers) else str(number)
-
-
-def _or_none(number: float) -> float | None:
-    """JSON has no NaN."""
-    return number if np.isfinite(number) else None

@@ -7,6 +7,7 @@ may be edited, holds what has been given out.
 import colorsys
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -20,21 +21,10 @@ from ..errors import InputError
 from ..files import ROOT, shown, write_whole
 
 FILE = Path(os.environ.get("LLGBM_NB_DOMAINS") or ROOT / "reports" / "domains.json")
-
-
 # Okabe and Ito's colours, safe for colour-blind readers; black is kept for text, and yellow is too faint on white.
-BLUE, ORANGE, SKY = "#0072b2", "#e69f00", "#56b4e9"
-
-
+BLUE, ORANGE, SKY, GREY = "#0072b2", "#e69f00", "#56b4e9", "#999999"
 COLOURS = ("#cc79a7", BLUE, ORANGE, "#d55e00", "#009e73", SKY)
-
-
 MARKERS = "osD^vPX"
-
-
-GREY = "#999999"
-
-
 _unwritten: dict[str, dict] = {}  # what this process has given out and could not write
 
 
@@ -43,26 +33,24 @@ def domain_styles(domains: Iterable[str]) -> dict[str, tuple[str, str]]:
 
     Raises InputError if the file of styles cannot be understood.
     """
-    names = sorted(set(domains))
-    known = _read()
-    if any(name not in known for name in names if name != UNKNOWN):
+    seen, known = set(domains), _read()
+    names = sorted(seen - {UNKNOWN})
+    if not known.keys() >= set(names):
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(
-                OSError
-            ):  # a folder that cannot be written: the styles last as long as the process
+            with contextlib.suppress(OSError):  # a folder that cannot be written: styles last as long as the process
                 FILE.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(FILE.with_name(f".{FILE.name}.lock")))
             known = _read()
             for name in names:
-                if name not in known and name != UNKNOWN:
+                if name not in known:
                     known[name] = _new_style(name, [style["colour"] for style in known.values()])
             text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
             try:
                 write_whole(FILE, lambda file: file.write(text.encode()))
             except OSError:
                 _unwritten.update(known)
-    styles = {name: (known[name]["colour"], known[name]["marker"]) for name in names if name != UNKNOWN}
-    return styles | ({UNKNOWN: (GREY, "o")} if UNKNOWN in names else {})
+    styles = {name: (known[name]["colour"], known[name]["marker"]) for name in names}
+    return styles | ({UNKNOWN: (GREY, "o")} if UNKNOWN in seen else {})
 
 
 def _new_style(name: str, taken: list[str]) -> dict:
@@ -71,31 +59,26 @@ def _new_style(name: str, taken: list[str]) -> dict:
     for slot in (*range(wanted, len(COLOURS)), *range(wanted)):
         if COLOURS[slot] not in taken:
             return {"colour": COLOURS[slot], "marker": MARKERS[slot]}
-    number = len(taken)
-    while True:
-        hls = (number * 0.618034 % 1, (0.35, 0.6, 0.45)[number % 3], 0.6)
-        colour = to_hex(colorsys.hls_to_rgb(*hls))
+    for number in itertools.count(len(taken)):
+        colour = to_hex(colorsys.hls_to_rgb(number * 0.618034 % 1, (0.35, 0.6, 0.45)[number % 3], 0.6))
         if colour not in taken:
             return {"colour": colour, "marker": MARKERS[number % len(MARKERS)]}
-        number += 1
 
 
 def _read() -> dict[str, dict]:
     mend = f"mend {shown(FILE)}, or remove it to have new colours"
     try:
         known = json.loads(FILE.read_text(encoding="utf-8"))
-        wrong = [name for name, style in known.items() if not _usable(style)]
+        wrong = [name for name, style in known.items() if not _usable(style["colour"], style["marker"])]
     except (FileNotFoundError, NotADirectoryError):
         return dict(_unwritten)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the styles of the domains cannot be read ({type(error).__name__}): {mend}") from error
     if wrong:
-        raise InputError(
-            f"the style of the domain {wrong[0]!r} needs a colour such as {BLUE} and a marker out of {MARKERS}: {mend}"
-        )
+        example = f"a colour such as {BLUE} and a marker out of {MARKERS}"
+        raise InputError(f"the style of the domain {wrong[0]!r} needs {example}: {mend}")
     return _unwritten | {name: style | {"colour": to_hex(style["colour"])} for name, style in known.items()}
 
 
-def _usable(style: dict) -> bool:
-    colour, marker = style["colour"], style["marker"]
+def _usable(colour, marker) -> bool:
     return isinstance(colour, str) and is_color_like(colour) and marker in [*MARKERS]

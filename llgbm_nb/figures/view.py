@@ -9,23 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import plotly.graph_objects as go
 
-from ..analysis.geometry import centered, directions, near, norms
+from ..analysis import geometry
 from ..analysis.projection import pca, tsne, turned
 from ..analysis.silhouettes import ALL_ALIKE, ALL_ZERO, Silhouette, silhouette
 from .styles import domain_styles
 
 PROJECTIONS = ("PCA", "t-SNE")
-
-
 CELLS = 250  # rows of a heatmap; about as many as there are pixels for
-
-
 NAME = 24  # letters of a name at an edge or in a legend
-
-
 WEBGL = 3000  # from so many adapters on, points are drawn by WebGL
-
-
 SYMBOLS = {
     "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
 }  # fmt: skip
@@ -45,16 +37,10 @@ class View:
     directions: np.ndarray
     score: Silhouette
 
-    def nearest_to(self, adapter: int, k: int) -> list[tuple[int, float]]:
-        """The `k` nearest others of one adapter, the nearest first, and their cosines."""
-        cosines = self.directions @ self.directions[adapter]
-        order = [int(i) for i in np.argsort(-cosines, kind="stable")[: k + 1] if i != adapter][:k]
-        return [(i, float(cosines[i])) for i in order]
 
-
-def view_of(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", like: "View | None" = None) -> View:
-    """The view of `deltas` (n, hidden), minus their mean where `center`; the map lies as the one of `like` does."""
-    compared = centered(deltas) if center else deltas
+def view_of(deltas: np.ndarray, domains, centered: bool, projection: str = "PCA", like: View | None = None) -> View:
+    """The view of `deltas` (n, hidden), minus their mean where `centered`; the map lies as the one of `like` does."""
+    compared = geometry.centered(deltas) if centered else deltas
     score = silhouette(compared, domains)
     if score.note == ALL_ZERO and deltas.any():
         score = replace(score, note=ALL_ALIKE)
@@ -66,7 +52,7 @@ def view_of(deltas: np.ndarray, domains, center: bool, projection: str = "PCA", 
         points = turned(points, like.points if same else None, mirror_only=True)
     else:
         points, axes = turned(points, like and like.points), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
-    return View(points, axes, norms(deltas), directions(compared), score)
+    return View(points, axes, geometry.norms(deltas), geometry.directions(compared), score)
 
 
 def plain(text: str, most: int | None = None) -> str:
@@ -80,7 +66,7 @@ def plain(text: str, most: int | None = None) -> str:
 def hover_texts(names, domains, kinds, seen: View, others: int = 3) -> list[str]:
     """What is said of each adapter under the pointer: name, domain, kind, norm and the `others` nearest ones."""
     texts, names = [], [plain(name) for name in names]
-    for i, (indices, cosines) in enumerate(zip(*near(seen.directions, others), strict=True)):
+    for i, (indices, cosines) in enumerate(zip(*geometry.nearest(seen.directions, others), strict=True)):
         nearest = "<br>".join(f"  {names[j]} ({cosine:.2f})" for j, cosine in zip(indices, cosines, strict=True))
         text = f"<b>{names[i]}</b><br>{plain(domains[i])} · {plain(kinds[i])} · norm {seen.norms[i]:.2f}"
         texts.append(text + (f"<br>nearest (cosine):<br>{nearest}" if nearest else ""))

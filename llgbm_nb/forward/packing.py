@@ -9,7 +9,7 @@ head, and in the last layer the MLP sees the last tokens alone. This module know
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,12 +38,17 @@ class Pack:
 
 def pack_probes(token_ids: list[list[int]], device="cpu", limit: int = PASS_TOKENS) -> list[Pack]:
     """The probes in their order, as few rows as possible of at most `limit` tokens (a longer probe has its own)."""
-    groups: list[list[list[int]]] = []
-    for tokens in token_ids:
-        if not groups or sum(map(len, groups[-1])) + len(tokens) > limit:
-            groups.append([])
-        groups[-1].append(tokens)
-    return [_pack(group, device) for group in groups]
+    return [_pack(group, device) for group in in_parts(token_ids, len, limit)]
+
+
+def in_parts(items: list, size: Callable[[object], int], limit: float) -> list[list]:
+    """The items in their order, in as few parts as possible of at most `limit` in all (a larger one has its own)."""
+    parts: list[list] = []
+    for item in items:
+        if not parts or sum(map(size, parts[-1])) + size(item) > limit:
+            parts.append([])
+        parts[-1].append(item)
+    return parts
 
 
 def _pack(group: list[list[int]], device) -> Pack:

@@ -93,22 +93,18 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     config = read_config(adapter)
     config.inference_mode, layers = True, model.config.get_text_config().num_hidden_layers
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             wrapped = PeftModel(model, config)
     except Exception as error:
         raise InputError(f"its config does not fit the base: {first_sentence(error)}") from error
     if (now := model.config.get_text_config().num_hidden_layers) != layers:
         raise InputError(f"it makes {now} layers of the base's {layers} (layer_replication); there is no difference")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             result = set_peft_model_state_dict(wrapped, tensors)
-        prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
-        asked = (prefix, "modules_to_save.")
-        lacking = set(result.missing_keys)
+        asked = (PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, ""), "modules_to_save.")
         parameters = dict(wrapped.named_parameters(remove_duplicate=False))
-        there = {id(parameter) for name, parameter in parameters.items() if name not in lacking}
+        there = {id(each) for name, each in parameters.items() if name not in set(result.missing_keys)}
         lacking = [key for key in result.missing_keys if id(parameters.get(key)) not in there]  # one under another name
         missing = [key for key in lacking if ".default" in key and any(part in key for part in asked)]
         bias = getattr(config, "bias", "none")
@@ -130,8 +126,7 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
 def read_config(adapter: Adapter) -> PeftConfig:
     """An adapter's PEFT config. Raises InputError for kinds and settings that have no delta, or not a known one."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             config = PeftConfig.from_pretrained(adapter.path)
     except Exception as error:
         kind = adapter.config.get("peft_type")
@@ -147,9 +142,7 @@ def read_config(adapter: Adapter) -> PeftConfig:
     if getattr(config, "alora_invocation_tokens", None):
         raise InputError("aLoRA is switched on by tokens in the prompt; it has no delta of its own")
     if "niter" in str(getattr(config, "init_lora_weights", "")):
-        raise InputError(
-            "it subtracts a random approximation (pissa_niter) from the base; convert it to LoRA with PEFT"
-        )
+        raise InputError("it takes a random approximation (pissa_niter) off the base; convert it to LoRA with PEFT")
     return config
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ..errors import InputError, first_sentence
 from .base import BaseModel
 from .lora import Lora, LoraReader, is_plain
 from .memory import hand_back_memory, out_of_memory
-from .packing import Pack, blocks_of, packed_states
+from .packing import Pack, blocks_of, in_parts, packed_states
 from .peft_route import read_config
 from .states import check_finite
 from .twin import Twin, Unstackable
@@ -127,8 +128,6 @@ class StackedRoute:
         if held:
             hand_back_memory()
 
-    # -- reading -------------------------------------------------------------------------------------------------------
-
     def _read(self, adapters: Iterable[Adapter]) -> Iterator[Measured | NotStacked | _Plain]:
         """Adapters that are plain LoRA, read from disk some ahead of their turn."""
         with ThreadPoolExecutor(1, "reader") as reader:
@@ -157,8 +156,6 @@ class StackedRoute:
             return NotStacked(adapter)
         return NotStacked(adapter) if lora is None else _Plain(adapter, lora)
 
-    # -- groups --------------------------------------------------------------------------------------------------------
-
     def _measure_block(self, block: list[_Plain]) -> Iterator[Measured | NotStacked]:
         """Adapters that see the probes before the next base pass: one group, or many if the probes are split."""
         start, failure = time.perf_counter(), None
@@ -172,8 +169,7 @@ class StackedRoute:
         elif failure.is_memory:
             yield from self._measure_halves(block)
         else:  # alone, through PEFT, each will say what is wrong with it
-            passed = f"{len(block)} adapters went through PEFT, as a pass with all of them failed: {failure.reason}"
-            self._note(passed)
+            self._note(f"{len(block)} adapters went through PEFT, as a pass with all of them failed: {failure.reason}")
             yield from (NotStacked(each.adapter) for each in block)
 
     def _differences(self, loras: list[Lora]) -> list[np.ndarray]:
@@ -216,8 +212,6 @@ class StackedRoute:
         self.copies //= 2
         self._note(f"memory ran out: from here on {self.copies} adapters share a pass")
 
-    # -- the twin and its passes ---------------------------------------------------------------------------------------
-
     def _make_twin(self) -> None:
         blocks_of(self._base.body)  # raises where there is no list of layers
         self._twin = Twin(self._base.body, self._base.device, self._low)
@@ -229,7 +223,7 @@ class StackedRoute:
         if self._low:
             self._record(self._packs[:1])
             per_token = self._twin.record_bytes / self._packs[0].tokens
-            self._chunks = _chunks(self._packs, RECORD_BYTES / max(1, per_token))
+            self._chunks = in_parts(self._packs, attrgetter("tokens"), RECORD_BYTES / max(1, per_token))
             kept = per_token * sum(pack.tokens for pack in self._packs) / 2**20
         for chunk in self._chunks:
             self._record(chunk)
@@ -257,7 +251,7 @@ class StackedRoute:
         if self._low:
             same = same and torch.equal(base[0], self._twin_base[pack])
         if same and self.copies > 1 and pack is self._packs[0]:
-            self._twin.put_on([_any_lora(self._twin)], self.copies)  # in the first place; the others must not see it
+            self._twin.put_on([self._twin.any_lora()], self.copies)  # in the first place; the others must not see it
             found = self._pass(pack)
             same = all(torch.equal(base[0], other) for other in found[1:])
         if same:
@@ -266,9 +260,9 @@ class StackedRoute:
 
     def _record(self, chunk: list[Pack]) -> None:
         """For difference propagation: the base's pass over these packs, kept unless it is there."""
-        if not self._low or all(self._twin.is_recorded(pack) for pack in chunk):
+        if not self._low or all(pack in self._twin.records for pack in chunk):
             return
-        self._twin.forget_records()
+        self._twin.records.clear()
         for pack in chunk:
             with self._twin.recording(pack):
                 self._twin_base[pack] = packed_states(self._twin.tree, pack, 1, self._layers)[0].cpu()
@@ -279,29 +273,9 @@ class StackedRoute:
             return packed_states(self._twin.tree, pack, self.copies, self._layers).cpu()
 
 
-def _any_lora(twin: Twin) -> Lora:
-    """A LoRA on every linear layer that changes the hidden states well beyond rounding."""
-    random = torch.Generator().manual_seed(0)
-    return Lora(
-        {
-            name: (torch.randn(4, i, generator=random) / i**0.5, torch.randn(o, 4, generator=random) * 0.02, 1.0)
-            for name, (o, i) in twin.linear_shapes().items()
-        }
-    )
-
-
 def _config(adapter: Adapter):
     try:
         _ = adapter.weights_file  # without a config, PEFT would ask the hub for one
         return read_config(adapter)
     except InputError:  # the route through PEFT says it again
         return None
-
-
-def _chunks(packs: list[Pack], tokens: float) -> list[list[Pack]]:
-    chunks: list[list[Pack]] = []
-    for pack in packs:
-        if not chunks or sum(p.tokens for p in chunks[-1]) + pack.tokens > tokens:
-            chunks.append([])
-        chunks[-1].append(pack)
-    return chunks

@@ -1,7 +1,13 @@
-"""TODO: header."""
+"""a(M): the hidden states at each probe's last token, as transformers computes them, and how far rounding moves them.
+
+    a(M)[p, l] = hidden state of layer l at the last real token of probe p     float32 (probes, layers + 1, hidden)
+
+Layer 0 is the embedding, layer -1 the last one, after the final norm (the indexing of transformers' `hidden_states`).
+"""
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from .base import BaseModel, body_of
@@ -40,9 +46,7 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     for start in range(0, len(token_ids), BATCH_PROBES):
         group = token_ids[start : start + BATCH_PROBES]
         lengths = torch.tensor([len(tokens) for tokens in group])
-        ids = torch.zeros(len(group), int(lengths.max()), dtype=torch.long)
-        for row, tokens in enumerate(group):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
+        ids = pad_sequence([torch.tensor(tokens) for tokens in group], batch_first=True)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (probes, tokens)
         out = body(
             input_ids=ids.to(device), attention_mask=mask.long().to(device), output_hidden_states=True, use_cache=False

@@ -2,8 +2,7 @@
 
     y = W x + b + scale * B (A x)            for each adapter with its own A, B; W and b are the base's
 
-In the twin a `StackedLinear` stands in the place of each linear layer. The base itself, modules and weights, is never
-touched, so no adapter can leave anything behind.
+The base itself, modules and weights, is never touched, so no adapter can leave anything behind.
 
 **Difference propagation.** A delta is a small difference of two large things, and rounding them both to half precision
 loses it. But the base needs its pass only once, in float32 (`Twin.recording`), and leaves the input x_B and the output
@@ -11,11 +10,9 @@ y_B of every linear layer. For an adapter (`Twin.replaying`), each layer then co
 
     y = y_B + W_low (x - x_B)_low + scale * B (A x)        W_low, (.)_low in the products' dtype; the rest in float32
 
-so that what a product rounds is the difference, whatever its size. With products in float32, too, the errors of their
-long sums shrink with the difference, at no cost in time. Before the first layer that an adapter changes the difference
-is exactly zero, and the product is left out.
-
-This module knows nothing of files and of the cache.
+so that what a product rounds is the difference, whatever its size; in float32, too, the errors of its long sums shrink
+with the difference, at no cost in time. Before the first layer that an adapter changes the difference is exactly zero,
+and the product is left out. This module knows nothing of files and of the cache.
 """
 
 import contextlib
@@ -51,11 +48,8 @@ class Twin:
             if type(module) in kinds:
                 parent, _, child = name.rpartition(".")
                 setattr(self.tree.get_submodule(parent), child, kinds[type(module)](module, self.stack))
-        self._layers = {
-            name: module
-            for name, module in self.tree.named_modules()
-            if isinstance(module, StackedLinear | StackedEmbedding)
-        }
+        stacked = (StackedLinear, StackedEmbedding)
+        self._layers = {name: module for name, module in self.tree.named_modules() if isinstance(module, stacked)}
         self._changed: set[str] = set()  # modules that the adapters put on change
 
     def put_on(self, loras: list[Lora], copies: int) -> None:
@@ -81,10 +75,15 @@ class Twin:
         """A key: adapters of one key may share a pass, so that the shapes of an adapter's products are its own."""
         return bucket(lora) if self.stack.padded else 0
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(out, in) of every linear layer, by name."""
-        layers = self._layers.items()
-        return {name: tuple(layer.weight.shape) for name, layer in layers if isinstance(layer, StackedLinear)}
+    def any_lora(self) -> Lora:
+        """A LoRA on every linear layer that changes the hidden states well beyond rounding."""
+        random, factors = torch.Generator().manual_seed(0), {}
+        for name, layer in self._layers.items():
+            if isinstance(layer, StackedLinear):
+                outputs, inputs = layer.weight.shape
+                a = torch.randn(4, inputs, generator=random) / inputs**0.5
+                factors[name] = (a, torch.randn(outputs, 4, generator=random) * 0.02, 1.0)
+        return Lora(factors)
 
     @contextlib.contextmanager
     def recording(self, pack: Pack) -> Iterator[None]:
@@ -110,16 +109,15 @@ class Twin:
         finally:
             stack.let_go()
 
-    def is_recorded(self, pack: Pack) -> bool:
-        return pack in self.stack.records
-
-    def forget_records(self) -> None:
-        self.stack.records.clear()
+    @property
+    def records(self) -> dict[Pack, dict]:
+        """What `recording` has kept, by pack."""
+        return self.stack.records
 
     @property
     def record_bytes(self) -> int:
         """What the records take; inputs that several layers share are counted once."""
-        kept = (t for record in self.stack.records.values() for pair in record.values() for t in pair)
+        kept = (t for record in self.records.values() for pair in record.values() for t in pair)
         return sum({t.data_ptr(): t.nbytes for t in kept}.values())
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llgbm_nb import InputError, compute_deltas
+from llgbm_nb.deltas import DeltaRun
 from llgbm_nb.evidence import rounding
 from llgbm_nb.files import ROOT
 from llgbm_nb.forward.base import load_base
@@ -87,11 +88,11 @@ def test_what_rounding_could_have_done_is_flagged_and_nothing_else(planted, tmp_
 def test_the_floor_is_measured_once_and_kept(planted, tmp_path, monkeypatch):
     run = compute_deltas(planted, PROBES, cache_dir=tmp_path)
     assert "noise" not in run.cache.about_base()
-    first, loaded = rounding.noise_of(run), load_base(run.base_model)
+    first, loaded = rounding.noise_of(run), load_base(run.settings.base_model)
     np.testing.assert_array_equal(first, noise_floor(loaded, tokenize(loaded.tokenizer, PROBES)))
     kept = json.loads((run.cache.cache_dir / "entries/base.json").read_text())["noise"]
     assert kept == first.tolist() and len(kept) == 4 and run.cache.verify() == []
-    monkeypatch.setattr(rounding, "load_base", None)  # whoever loads it again fails
+    monkeypatch.setattr(DeltaRun, "load_base", None)  # whoever loads it again fails
     np.testing.assert_array_equal(rounding.noise_of(compute_deltas(planted, PROBES, cache_dir=tmp_path)), kept)
 
 

@@ -65,7 +65,7 @@ def test_nearest_neighbours_are_scikit_learns():
 def test_the_bootstrap_draws_adapters_and_never_compares_copies(monkeypatch):
     """Against silhouettes over the drawn adapters' pairs, one by one."""
     deltas, domains = planted(per_domain=4, noise=1.0)
-    seen, real = [], evidence.silhouette_samples
+    seen, real = [], chance.silhouette_samples
 
     def watched(rows, own, kinds, copies=None):
         samples = real(rows, own, kinds, copies)
@@ -73,7 +73,7 @@ def test_the_bootstrap_draws_adapters_and_never_compares_copies(monkeypatch):
             seen.append((copies, np.average(samples, weights=copies)))
         return samples
 
-    monkeypatch.setattr(evidence, "silhouette_samples", watched)
+    monkeypatch.setattr(chance, "silhouette_samples", watched)
     evidence.permutation_test(deltas, domains, permutations=20)
     distances, own = 1 - similarity(deltas), np.unique(domains, return_inverse=True)[1]
     assert len(seen) == 20
@@ -97,7 +97,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         random = np.random.default_rng(seed)
         return np.concatenate([c + random.normal(size=(each, 30)) for c in centres]), ["a"] * each + ["b"] * each
 
-    truth = evidence.silhouette(*draw(0, 2000)).score
+    truth = chance.silhouette(*draw(0, 2000)).score
     inside = 0
     for seed in range(1, 101):
         low, high = evidence.permutation_test(*draw(seed, 20), permutations=199, seed=seed).interval
@@ -131,6 +131,22 @@ def test_adapters_without_a_label_are_left_out():
 def test_the_text_says_how_to_read_each_number():
     text = evidence.chance_text(evidence.permutation_test(*planted(noise=0.1)))
     assert "p = 0.001, the least it can be" in text and "95 % bootstrap interval" in text and "by chance it" in text
+
+
+@pytest.mark.parametrize(
+    ("p", "interval", "verdict"),
+    [
+        (0.001, (0.2, 0.8), "hardly by chance"),
+        (0.001, (-0.02, 0.40), "not by chance alone, but its interval begins at -0.02"),
+        (0.05, (0.0, 0.3), "not by chance alone, but its interval begins at 0.00"),
+        (0.06, (0.1, 0.3), "possibly by chance"),
+        (0.9, (-0.3, 0.1), "possibly by chance"),
+    ],
+)
+def test_the_verdict_follows_p_and_the_interval(p, interval, verdict):
+    """It never says "hardly by chance" beside an interval that includes 0."""
+    found = evidence.Chance(0.24, p, interval, np.zeros(999), 0.6, 0.3, 0.01)
+    assert found.verdict == verdict and f": the grouping is {verdict}." in evidence.chance_text(found)
 
 
 # -- reliability -----------------------------------------------------------------------------------------------------
@@ -172,7 +188,7 @@ def test_reliability_of_signal_is_one_and_of_noise_about_zero():
 
 def test_many_probes_and_many_adapters_are_sampled(monkeypatch):
     assert evidence.reliability(probed(1.0, probes=20)).splits == chance.SPLITS
-    monkeypatch.setattr(evidence, "PAIRED", 5)
+    monkeypatch.setattr(chance, "PAIRED", 5)
     assert np.isfinite(evidence.reliability(probed(1.0)).half)
 
 
@@ -183,6 +199,19 @@ def test_reliability_that_cannot_be_said():
     assert evidence.reliability_text(evidence.reliability(np.zeros((5, 4, 8), np.float32)), 4).startswith(
         "All adapters"
     )
+
+
+@pytest.mark.parametrize(("full", "words"), [(0.95, "much the same picture"), (0.5, "take more of them")])
+def test_the_text_of_reliability_follows_the_number(full, words):
+    assert words in evidence.reliability_text(evidence.Reliability(full / (2 - full), full, 10), 5)
+
+
+def test_centered_reliability_is_that_of_the_deltas_minus_their_mean():
+    differences = probed(1.0) + np.random.default_rng(1).normal(size=(1, 1, 40)).astype(np.float32) * 5
+    minus = differences - differences.mean(axis=0)  # every probe's own, so every half's
+    ours = evidence.reliability(differences, centered=True)
+    assert ours.half == pytest.approx(evidence.reliability(minus).half, abs=1e-5)
+    assert ours.half != pytest.approx(evidence.reliability(differences).half, abs=1e-3)
 
 
 def test_spread_over_probes():
