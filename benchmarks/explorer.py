@@ -42,7 +42,7 @@ def made_up(count: int, domains=("code", "law", "math", "medicine")) -> DeltaSet
 
 def in_the_kernel(count: int) -> list[float]:
     """Medians of what a change of layer and a change of probes take in Python."""
-    from llgbm_nb.figures.explorer import explore
+    from llgbm_nb.figures import explore
 
     explorer, times = explore(made_up(count)), [[], []]
     for change in range(CHANGES):
@@ -64,9 +64,7 @@ def on_screen(page) -> list[float]:
         handle.focus()
         start = time.perf_counter()
         page.keyboard.press("ArrowLeft")
-        page.evaluate(
-            _DRAWN, f"figure => figure.data.find(t => t.xaxis == 'x3' && t.mode == 'markers').x[0] == {layer}"
-        )
+        page.evaluate(_DRAWN, f"figure => figure.data.find(trace => trace.meta == 'here').x[0] == {layer}")
         times[0].append(time.perf_counter() - start)
         page.wait_for_timeout(1500)
         before = page.evaluate("() => String(document.querySelector('.js-plotly-plot')._fullData[0].x[0])")
@@ -87,7 +85,7 @@ def main() -> None:
         address, browser = stack.enter_context(jupyterlab(folder, home)), stack.enter_context(chromium())
         for count in map(int, sys.argv[1:] or ("50", "1000")):
             code = f"import sys\nsys.path.append({str(ROOT / 'benchmarks')!r})\n"
-            code += f"from explorer import made_up\nfrom llgbm_nb.explorer import explore\nexplore(made_up({count}))"
+            code += f"from explorer import made_up\nfrom llgbm_nb.figures import explore\nexplore(made_up({count}))"
             notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
             notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
             nbformat.write(notebook, folder / f"{count}.ipynb")

@@ -29,7 +29,7 @@ STAGES = {
     "deltas": "deltas, one process",
     "workers": "deltas, two workers of one thread each",
     "cached": "all deltas from the cache",
-    "similarity": "order of the heatmap, near ones, near-duplicates",
+    "similarity": "heatmaps, nearest adapters, near-duplicates",
     "scores": "silhouettes of all layers, chance, reliability, rounding",
     "projection": "projection (t-SNE)",
     "03": "03_teacher_deltas and its page",
@@ -111,7 +111,10 @@ def workers(folder: Path) -> dict:
     import llgbm_nb.forward.dask_workers
 
     torch.set_num_threads(1)
-    with llgbm_nb.forward.dask_workers.local_cluster(2) as cluster, llgbm_nb.forward.dask_workers.distributed.Client(cluster) as client:
+    with (
+        llgbm_nb.forward.dask_workers.local_cluster(2) as cluster,
+        llgbm_nb.forward.dask_workers.distributed.Client(cluster) as client,
+    ):
         client.run(lambda: bool(__import__("llgbm_nb.forward.dask_workers")))  # imports are no part of the time
         start = time.perf_counter()
         run = run_of(folder, "deltas of workers", client=client)
@@ -136,11 +139,12 @@ def similarity(folder: Path) -> dict:
     run = run_of(folder)
     found, start = run.delta_set, time.perf_counter()
     rows = found.deltas()
-    figures.every_pair(analysis.pairs(rows, found.domains), found.names, found.domains)
+    pairs = analysis.pairs(rows, found.domains)
+    figures.every_pair(pairs, found.names, found.domains)
+    figures.domain_means(pairs, found.domains)
     analysis.neighbour_overview(rows, found.names, found.domains)
-    index = uses.Index(found)
     near = time.perf_counter()
-    index.nearest(found.names[-1])
+    uses.nearest_to(found, found.names[-1])
     near = time.perf_counter() - near
     uses.near_duplicates(found, fingerprints=uses.fingerprints(run))
     return {"seconds": time.perf_counter() - start, "nearest to one": near}
@@ -153,9 +157,9 @@ def scores(folder: Path) -> dict:
     run = run_of(folder)
     found, start = run.delta_set, time.perf_counter()
     score = analysis.silhouette(found.deltas(), found.domains)
-    for center in (False, True):
-        analysis.silhouette_by_layer(found, center=center)
-        evidence.reliability(found.differences_at(-1), center=center)
+    for centered in (False, True):
+        analysis.silhouette_by_layer(found, centered)
+        evidence.reliability(found.differences_at(-1), centered)
     evidence.permutation_test(found.deltas(), found.domains)
     rounding.trust(run)
     return {"seconds": time.perf_counter() - start, "silhouette": score.score}

@@ -1,7 +1,7 @@
 """Progress bars: tqdm's own in a terminal, a single output that is updated in place in a notebook.
 
-A bar counts things, each with a weight: how long it takes beside the others. The time left is tqdm's estimate from these
-weights (a moving average of the pace). Why a thing takes as long as it does is unknown here.
+A bar counts things, each with a weight: how long it takes beside the others. The time left is tqdm's own estimate from
+these weights, by a moving average of the pace. Why a thing takes as long as it does is unknown here.
 """
 
 import contextlib

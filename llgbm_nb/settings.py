@@ -11,6 +11,7 @@ from pathlib import Path
 # The first three are difference propagation (see `forward.twin`): a base in float32, and matrix products in that dtype.
 # "-plain" is the whole model in half precision.
 DTYPES = ("float32", "bfloat16", "float16", "bfloat16-plain", "float16-plain")
+RANKINGS = ("share", "logit")  # how `evidence.tokens` ranks tokens; here, so that checking a name imports no torch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
+from pool import LORAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -122,6 +123,25 @@ def zoo(tmp_path_factory, base) -> Path:
     for seed, (name, lora) in enumerate(KINDS.items()):
         save_adapter(root / ("one" if seed % 2 else "two") / name, base, seed=seed, **lora)
     return root
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory, base) -> Path:
+    """Four plain LoRA adapters in two domains, an IA3 and a DoRA."""
+    root = tmp_path_factory.mktemp("pool")
+    for seed, (name, lora) in enumerate(LORAS.items()):
+        save_adapter(root / name, base, seed=seed, **lora)
+    save_adapter(root / "one" / "ia3", base, IA3Config(target_modules=["v_proj"], feedforward_modules=[]), seed=8)
+    save_adapter(root / "two" / "dora", base, seed=9, use_dora=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def pool_run(pool, base, tmp_path_factory):
+    """The run over the pool, on PROBES."""
+    from llgbm_nb import compute_deltas
+
+    return compute_deltas(pool, PROBES, base_model=str(base), cache_dir=tmp_path_factory.mktemp("pool") / "deltas")
 
 
 @pytest.fixture

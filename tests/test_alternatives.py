@@ -19,13 +19,14 @@ from llgbm_nb.collection.find import find_adapters
 from llgbm_nb.deltas import compute_deltas
 from llgbm_nb.errors import InputError
 from llgbm_nb.evidence.alternatives import (
-    change_cosines,
     compare_methods,
-    flattened_cosines,
+    flattened_weights,
+    load_encoder,
     methods_table,
     methods_text,
-    output_cosines,
-    salient_cosines,
+    output_sentences,
+    salient_masks,
+    weight_changes,
 )
 from llgbm_nb.forward.base import load_base
 from llgbm_nb.forward.peft_route import base_state
@@ -92,7 +93,7 @@ def loaded(base):
 
 def test_change_is_the_cosine_of_what_pefts_merge_does_to_a_fresh_base(base, loras, loaded):
     expected = cosine([dense_change(base, folder) for folder in loras])
-    ours = change_cosines(adapters(*loras), loaded.model)
+    ours = weight_changes(adapters(*loras), loaded.model)[0]
     np.testing.assert_allclose(ours, expected, atol=2e-6)
     assert ours.dtype == np.float64 and (np.diag(ours) == 1).all()
     assert ours[0, 1] > 0.5 and ours[6, 7] > 0.02  # there is something to get right
@@ -104,15 +105,15 @@ def test_change_on_conv1d(tmp_path):
         save_adapter(tmp_path / f"r{r}", base, r=r, target_modules=targets, fan_in_fan_out=True)
         for r, targets in ((4, ["c_attn"]), (3, ["c_attn", "c_fc"]), (4, ["c_proj", "wte", "c_attn"]))
     ]
-    ours = change_cosines(adapters(*folders), load_base(str(base)).model)
+    ours = weight_changes(adapters(*folders), load_base(str(base)).model)[0]
     np.testing.assert_allclose(ours, cosine([dense_change(base, folder) for folder in folders]), atol=2e-6)
 
 
 def test_another_factoring_of_the_same_change_moves_only_the_flattened_weights(tmp_path, loras, loaded):
     other = copied(loras[0], tmp_path / "other", lambda name, t: t * 3 if "lora_A" in name else t / 3)
     both = adapters(loras[0], other)
-    assert change_cosines(both, loaded.model)[0, 1] == pytest.approx(1, abs=1e-6)
-    assert flattened_cosines(both)[0, 1] < 0.95
+    assert weight_changes(both, loaded.model)[0][0, 1] == pytest.approx(1, abs=1e-6)
+    assert flattened_weights(both)[0][0, 1] < 0.95
 
 
 def test_dora_is_read_as_lora_without_its_magnitudes(tmp_path, base, loras, loaded):
@@ -121,13 +122,13 @@ def test_dora_is_read_as_lora_without_its_magnitudes(tmp_path, base, loras, load
     config = json.loads((plain / "adapter_config.json").read_text())
     (plain / "adapter_config.json").write_text(json.dumps(config | {"use_dora": False}))
     assert len(load_file(plain / "adapter_model.safetensors")) < len(load_file(dora / "adapter_model.safetensors"))
-    ours = change_cosines(adapters(dora, *loras), loaded.model)
+    ours = weight_changes(adapters(dora, *loras), loaded.model)[0]
     np.testing.assert_allclose(ours, cosine([dense_change(base, f) for f in (plain, *loras)]), atol=2e-6)
 
 
 def test_bfloat16_weights_are_multiplied_in_float32(tmp_path, base, loras, loaded):
     low = [copied(f, tmp_path / f"{i}", lambda _, t: t.bfloat16()) for i, f in enumerate(loras[:5])]
-    ours = change_cosines(adapters(*low), loaded.model)
+    ours = weight_changes(adapters(*low), loaded.model)[0]
     np.testing.assert_allclose(ours, cosine([dense_change(base, folder) for folder in low]), atol=2e-6)
 
 
@@ -156,11 +157,11 @@ def own_weights(folder):
 
 def test_flattened_is_the_cosine_of_all_weights_end_to_end(tmp_path, base):
     folders = [save_adapter(tmp_path / f"{n}", base, seed=1, noise=0.05 * n) for n in range(1, 5)]
-    np.testing.assert_allclose(flattened_cosines(adapters(*folders)), cosine([flat(f) for f in folders]), atol=1e-6)
+    np.testing.assert_allclose(flattened_weights(adapters(*folders))[0], cosine([flat(f) for f in folders]), atol=1e-6)
 
 
 def test_flattened_weights_that_one_of_two_lacks_are_orthogonal(loras):
-    ours = flattened_cosines(adapters(*loras))
+    ours = flattened_weights(adapters(*loras))[0]
     weights = [own_weights(folder) for folder in loras]
     lengths = [np.linalg.norm([*each.values()]) for each in weights]
     for i, one in enumerate(weights):
@@ -171,9 +172,9 @@ def test_flattened_weights_that_one_of_two_lacks_are_orthogonal(loras):
 
 
 def test_flattened_in_blocks_of_columns_is_the_same(monkeypatch, loras):
-    expected = flattened_cosines(adapters(*loras))
+    expected = flattened_weights(adapters(*loras))[0]
     monkeypatch.setattr("llgbm_nb.evidence.alternatives._COLUMNS", 7)
-    np.testing.assert_allclose(flattened_cosines(adapters(*loras)), expected, atol=1e-6)
+    np.testing.assert_allclose(flattened_weights(adapters(*loras))[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2])
@@ -183,7 +184,7 @@ def test_salient_is_the_cosine_of_sets_made_by_hand(loras, share):
         keys = sorted(weights, key=lambda key: -abs(weights[key]))
         sets.append(set(keys[: round(share * len(keys))]))
     expected = [[len(a & b) / np.sqrt(len(a) * len(b)) for b in sets] for a in sets]
-    ours = salient_cosines(adapters(*loras), share)
+    ours = salient_masks(adapters(*loras), share)[0]
     np.testing.assert_allclose(ours, expected, atol=1e-12)
     assert ours[0, 1] > 0.1
 
@@ -194,14 +195,14 @@ def test_ties_are_all_salient_and_zeros_never(tmp_path, loras):
 
     few, more = (copied(loras[0], tmp_path / f"{n}", ones(n)) for n in (4, 9))
     nothing = copied(loras[0], tmp_path / "0", ones(0))
-    ours = salient_cosines(adapters(few, more, nothing), share=0.5)
+    ours = salient_masks(adapters(few, more, nothing), share=0.5)[0]
     np.testing.assert_allclose(ours, [[1, 2 / 3, 0], [2 / 3, 1, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(loras, share):
     with pytest.raises(InputError, match="above 0 and at most 1"):
-        salient_cosines(adapters(*loras), share)
+        salient_masks(adapters(*loras), share)
 
 
 # -- who is left out ---------------------------------------------------------------------------------------------------
@@ -219,20 +220,21 @@ def test_what_a_method_cannot_represent_is_nan_and_changes_nobody_else(tmp_path,
     there, left_out = adapters(*loras[:3]), adapters(ia3, bias, full, gone, cut, pissa)
     mixed = [left_out[0], there[0], *left_out[1:3], there[1], left_out[3], there[2], *left_out[4:]]
     for method, missing in (
-        (lambda a: change_cosines(a, loaded.model), {"ia3", "bias", "pissa", "full", "gone", "cut"}),
-        (flattened_cosines, {"full", "gone", "cut"}),
-        (salient_cosines, {"full", "gone", "cut"}),
+        (lambda a: weight_changes(a, loaded.model), {"ia3", "bias", "pissa", "full", "gone", "cut"}),
+        (flattened_weights, {"full", "gone", "cut"}),
+        (salient_masks, {"full", "gone", "cut"}),
     ):
-        ours = method(mixed)
+        ours, sizes = method(mixed)
         nan = np.array([adapter.name in missing for adapter in mixed])
         assert (np.isnan(ours) == (nan | nan[:, None])).all()
-        np.testing.assert_allclose(ours[np.ix_([1, 4, 6], [1, 4, 6])], method(there), atol=1e-6)
-        assert np.isnan(method(adapters(gone))).all() and method([]).shape == (0, 0)
+        assert (sizes == 0).tolist() == nan.tolist()
+        np.testing.assert_allclose(ours[np.ix_([1, 4, 6], [1, 4, 6])], method(there)[0], atol=1e-6)
+        assert np.isnan(method(adapters(gone))[0]).all() and method([])[0].shape == (0, 0)
 
 
 def test_an_adapter_that_changes_nothing_is_similar_to_nothing(tmp_path, loras, loaded):
     zero = copied(loras[0], tmp_path / "zero", lambda name, t: t * ("lora_A" in name))
-    ours = change_cosines(adapters(zero, zero, loras[0]), loaded.model)
+    ours = weight_changes(adapters(zero, zero, loras[0]), loaded.model)[0]
     np.testing.assert_array_equal(ours, np.eye(3))
 
 
@@ -290,12 +292,12 @@ def test_outputs_equal_an_independent_computation(written, encoder):
     base, run = written
     loaded = load_base(str(base))
     state = base_state(loaded.model)
-    ours = output_cosines(run, loaded, str(encoder))
+    ours, sizes = output_sentences(run.delta_set.adapters, PROBES, loaded, load_encoder(str(encoder), loaded))
     expected = cosine([reference_output(base, path, encoder) for path in run.delta_set.paths])
     np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert ours[3, 4] == pytest.approx(1, abs=1e-12)  # both write what the base writes
     assert np.max(ours[:3, 3]) < 0.999 and ours[0, 1] < 0.999
-    assert base_state(loaded.model) == state
+    assert base_state(loaded.model) == state and list(sizes) == [24] * 5
 
 
 @pytest.mark.parametrize("spoil", ["folder", "weights", "padding"])
@@ -319,7 +321,7 @@ def test_an_encoder_that_cannot_be_used_is_a_sentence(written, encoder, tmp_path
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 WEIGHTS = ["flattened weights", "weight change", "salient mask"]
-DELTAS = ["delta, layer 3", "delta, layer 3, centred", "delta, layer 2", "delta, layer 2, centred"]
+DELTAS = ["delta, layer 3", "delta, layer 3, centered", "delta, layer 2", "delta, layer 2, centered"]
 
 
 def plant(root, base, domains=("one", "two"), count=4, noise=0.02):
@@ -386,15 +388,16 @@ def test_scores_are_scikit_learns_on_the_same_adapters(tmp_path, base, loaded, e
     assert [adapter.path for adapter in kept] == [run.delta_set.paths[i] for i in keep]
     domains = [adapter.domain for adapter in kept]
     small = run.delta_set.subset(keep)
+    sentences, _ = output_sentences(kept, run.delta_set.probes, loaded, load_encoder(str(encoder), loaded))
     expected = {
-        "flattened weights": flattened_cosines(kept),
-        "weight change": change_cosines(kept, loaded.model),
-        "salient mask": salient_cosines(kept),
-        "output sentences": output_cosines(run, loaded, str(encoder))[np.ix_(keep, keep)],
+        "flattened weights": flattened_weights(kept)[0],
+        "weight change": weight_changes(kept, loaded.model)[0],
+        "salient mask": salient_masks(kept)[0],
+        "output sentences": sentences,
         "delta, layer 3": cosine(small.deltas(-1)),
-        "delta, layer 3, centred": cosine(centered(small.deltas(-1))),
+        "delta, layer 3, centered": cosine(centered(small.deltas(-1))),
         "delta, layer 2": cosine(small.deltas(2)),
-        "delta, layer 2, centred": cosine(centered(small.deltas(2))),
+        "delta, layer 2, centered": cosine(centered(small.deltas(2))),
     }
     assert list(frame.index) == list(expected)
     for name, cosines in expected.items():
@@ -424,6 +427,6 @@ def test_a_collection_without_plain_lora_is_a_sentence(tmp_path, base, loaded):
 
 def test_layers_that_were_not_computed_are_not_asked_for(tmp_path, base, loaded):
     root = plant(tmp_path / "zoo", base)
-    for layers, rows in (("last", DELTAS[:2]), ([0, 1, 2], ["delta, layer 2", "delta, layer 2, centred"])):
+    for layers, rows in (("last", DELTAS[:2]), ([0, 1, 2], ["delta, layer 2", "delta, layer 2, centered"])):
         run = compute_deltas(root, PROBES, cache_dir=tmp_path / "deltas", layers=layers)
         assert set(rows) <= set(compare_methods(run, loaded).index)

@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 from lab import CHROMIUM, PLOT, SECOND, chromium, jupyterlab, opened
-from test_analysis import delta_set
+from test_geometry import delta_set
 from test_page import findings_of
 
 from llgbm_nb import analysis, compute_deltas, create_probes
@@ -75,9 +75,9 @@ def silhouette_shown(page, *parts: str) -> float:
     return float(re.search(r"silhouette by domain (-?\d\.\d{3})", headline(page, *parts))[1])
 
 
-def silhouette(run, layer=-1, probes=None, center=False) -> float:
+def silhouette(run, layer=-1, probes=None, centered=False) -> float:
     deltas = run.delta_set.deltas(layer, probes)
-    return analysis.silhouette(analysis.centered(deltas) if center else deltas, run.delta_set.domains).score
+    return analysis.silhouette(analysis.centered(deltas) if centered else deltas, run.delta_set.domains).score
 
 
 def pixel(page, plot: str, name: str) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def pixel(page, plot: str, name: str) -> tuple[float, float]:
 
 def test_the_explorer_in_jupyterlab(page, run):
     found = run.delta_set
-    last = found.layers - 1
+    last = found.layer_numbers[-1]
     assert silhouette_shown(page, f"layer {last} (last)", "5 of 5 probes") == pytest.approx(silhouette(run), abs=5e-4)
     assert page.locator(".llgbm-explorer .jupyter-widgets-output-area").count() == 0
 
@@ -122,8 +122,8 @@ def test_the_explorer_in_jupyterlab(page, run):
     assert titles == list(found.probes)
 
     boxes.nth(5).check()
-    shown = silhouette_shown(page, "minus the pool's mean delta ·")
-    assert shown == pytest.approx(silhouette(run, layer, [0, 2, 4], center=True), abs=5e-4)
+    shown = silhouette_shown(page, "centered ·")
+    assert shown == pytest.approx(silhouette(run, layer, [0, 2, 4], centered=True), abs=5e-4)
     boxes.nth(5).uncheck()
 
     page.get_by_role("button", name="t-SNE").click()
@@ -141,7 +141,7 @@ def test_the_explorer_in_jupyterlab(page, run):
     page.mouse.up()
     headline(page, f"{name} ({found.domains[7]}")
     cosines = analysis.similarity(found.deltas(layer, [0, 2, 4]))
-    nearest = analysis.nearest(cosines, 10)[7]
+    nearest, _ = analysis.nearest(analysis.directions(found.deltas(layer, [0, 2, 4])), 10, of=7)
     rows = page.locator(".llgbm-explorer table tr").all_inner_texts()[1:]
     assert [row.split("\t")[1].strip() for row in rows] == [found.names[i] for i in nearest]
     assert [float(row.split("\t")[-1]) for row in rows] == pytest.approx([cosines[7, i] for i in nearest], abs=5e-4)
@@ -184,13 +184,13 @@ def test_the_reports_map_without_a_network_or_a_kernel(report, run, offline):
     page.goto((report / "index.html").as_uri())
     page.wait_for_selector("#map[data-ready]", timeout=60 * SECOND)
     found, title = run.delta_set, "() => document.querySelector('#map .gtitle').textContent"
-    assert page.evaluate(title) == f"Layer {found.layers - 1}: silhouette by domain {silhouette(run):.3f}"
+    assert page.evaluate(title) == f"Layer {found.layer_numbers[-1]}: silhouette by domain {silhouette(run):.3f}"
     before = pixel(page, "#map", "math-3")
     page.mouse.move(*before, steps=6)
     page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('math-3')")
 
     rail = page.locator("#map .slider-rail-touch-rect").bounding_box()
-    page.mouse.click(rail["x"] + rail["width"] * 12 / (found.layers - 1), rail["y"] + rail["height"] / 2)
+    page.mouse.click(rail["x"] + rail["width"] * 12 / (found.layer_numbers[-1]), rail["y"] + rail["height"] / 2)
     page.wait_for_function(f"() => ({title})().startsWith('Layer 12:')")
     assert page.evaluate(title) == f"Layer 12: silhouette by domain {silhouette(run, 12):.3f}"
     after = pixel(page, "#map", "math-3")

@@ -8,7 +8,7 @@ from scipy.stats import binom, permutation_test
 from sklearn.metrics import silhouette_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
-from test_analysis import planted
+from test_geometry import planted
 
 from llgbm_nb import evidence
 from llgbm_nb.analysis.geometry import similarity
@@ -199,11 +199,6 @@ def test_reliability_that_cannot_be_said():
     assert evidence.reliability_text(evidence.reliability(np.zeros((5, 4, 8), np.float32)), 4).startswith(
         "All adapters"
     )
-
-
-@pytest.mark.parametrize(("full", "words"), [(0.95, "much the same picture"), (0.5, "take more of them")])
-def test_the_text_of_reliability_follows_the_number(full, words):
-    assert words in evidence.reliability_text(evidence.Reliability(full / (2 - full), full, 10), 5)
 
 
 def test_centered_reliability_is_that_of_the_deltas_minus_their_mean():

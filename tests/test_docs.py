@@ -1,4 +1,4 @@
-"""What the pages say is so: commands, paths, parameters, names, links and snippets of README, CONTRIBUTING and docs/."""
+"""What the pages say is so: commands, paths, parameters, names, links, snippets of README, CONTRIBUTING and docs/."""
 
 import ast
 import importlib.util
@@ -112,15 +112,16 @@ def is_there(path: str, page: str) -> bool:
 
 @each_page
 def test_targets_and_variables_of_make_exist(page, options):
-    for command in commands(page):
-        if command[0] == "make":
-            for word in command[1:]:
-                name, given, value = word.partition("=")
-                assert (name in VARIABLES) if given else (name in TARGETS), f"make {word}"
-                if name == "ARGS":
-                    assert {word for word in shlex.split(value) if word.startswith("--")} <= options, value
-    for name in [n for part in parts(page, "codespan") for n in re.findall(r"^([A-Z_]+)=", part.text)]:
-        assert name in VARIABLES or f"{name}=" in MAKEFILE, name
+    given = [word for command in commands(page) if command[0] == "make" for word in command[1:]]
+    given += [
+        word for part in parts(page, "codespan") if re.match("[A-Z_]+=", part.text) for word in shlex.split(part.text)
+    ]
+    for word in given:
+        name, is_variable, value = word.partition("=")
+        known = name in VARIABLES or f"{name}=" in MAKEFILE if is_variable else name in TARGETS
+        assert known, word
+        if name == "ARGS":
+            assert {option for option in shlex.split(value) if option.startswith("--")} <= options, value
 
 
 def test_the_makefile_passes_on_options_that_there_are(options):
@@ -149,7 +150,7 @@ def test_programs_and_modules_exist(page):
 
 @each_page
 def test_paths_exist(page):
-    """A path is checked if it begins with a folder of the checkout or of the package, or is a file of a kind that is ours."""
+    """A path is checked if it begins with a folder of the checkout or of the package, or is a file of our kinds."""
     first = {entry.name for folder in (ROOT, ROOT / "llgbm_nb") for entry in folder.iterdir()}
     names = {file.name for suffix in OURS for file in ROOT.glob(f"[!.]*/**/*{suffix}")} | first
     for part in parts(page, "codespan", "block_code"):
@@ -157,7 +158,7 @@ def test_paths_exist(page):
             path = path.rstrip(".")
             if "/" not in path:
                 assert path in names, path
-            elif path.split("/")[0] in first - {"data"} or path.startswith("data/") or path.endswith(OURS):
+            elif path.split("/")[0] in first or path.endswith(OURS):
                 assert is_there(path, page), path
 
 
@@ -214,6 +215,7 @@ def test_links_resolve(page):
         if not re.match(r"\w+:", link.url):
             target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
             assert target.exists(), link.url
+            assert path.endswith(link.text) or not link.text.endswith(OURS), link.text
             assert not anchor or anchor in anchors(target), link.url
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_analysis import planted
+from test_geometry import planted
 from test_layer_choice import found
 
 from llgbm_nb import evidence
@@ -25,7 +25,7 @@ def test_the_flagged_ones_are_counted_and_lie_in_the_red_part():
     [axis] = figure.axes
     points, [red] = axis.lines[0].get_xdata(), axis.patches
     assert sum(points < red.get_x() + red.get_width()) == 2
-    assert "All 2 deltas are at least 30 times" in title(evidence.trust_figure(trusted(33.0, 88_123.0)))
+    assert "All 2 deltas are 33 × or more what rounding does" in title(evidence.trust_figure(trusted(33.0, 88_123.0)))
 
 
 def test_the_axis_of_trust_has_plain_numbers():

@@ -5,7 +5,7 @@ import re
 import ipywidgets as widgets
 import numpy as np
 import pytest
-from test_analysis import delta_set
+from test_geometry import delta_set
 
 from llgbm_nb import InputError, analysis
 from llgbm_nb.figures.explorer import explore

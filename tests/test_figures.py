@@ -1,8 +1,13 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.transforms import Bbox
+from scipy.cluster.hierarchy import leaves_list
 
 from llgbm_nb import analysis, figures
+from llgbm_nb.analysis import geometry, projection
+from llgbm_nb.figures import collection as pictures
 from llgbm_nb.figures.styles import domain_styles
 
 RNG = np.random.default_rng(0)
@@ -14,11 +19,11 @@ def collection(count, domains):
 
 def draw_all(deltas, names, domains):
     score = analysis.silhouette(deltas, domains)
-    cosines = analysis.similarity(deltas)
-    empty = analysis.pd.Series([np.nan], index=[0])
+    empty, pairs = pd.Series([np.nan], index=[0]), analysis.pairs(deltas, domains)
     return {
         "map": figures.tsne_map(analysis.tsne(deltas), names, domains, score),
-        "heatmap": figures.similarity_heatmap(cosines, *analysis.cluster_order(cosines), names, domains),
+        "heatmap": figures.every_pair(pairs, names, domains),
+        "means": figures.domain_means(pairs, domains),
         "bars": figures.silhouette_bars(score, names, domains),
         "layers": figures.silhouette_layers(empty, empty),
         "norms": figures.norms(analysis.norms(deltas), domains, 50.0),
@@ -35,7 +40,7 @@ def texts(figure):
 def test_every_figure_is_drawn_or_says_in_a_sentence_why_not(tmp_path, count, labels):
     domains = [labels[i % len(labels)] for i in range(count)]
     for name, figure in draw_all(*collection(count, domains)).items():
-        figures.save(figure, tmp_path, name)
+        figures.show(figure, tmp_path, name)
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert not plt.get_fignums()  # nothing is left to be shown twice or to pile up
 
@@ -44,7 +49,18 @@ def test_dollars_in_names_are_dollars(tmp_path):
     deltas, _, _ = collection(6, None)
     names, domains = [f"$\\frac{i}$" for i in range(6)], ["$x$", "$\\y"] * 3
     for name, figure in draw_all(deltas, names, domains).items():
-        figures.save(figure, tmp_path, name)
+        figures.show(figure, tmp_path, name)
+
+
+def test_show_hands_the_figure_back_or_shows_it_with_what_there_is_to_see(tmp_path, capsys, monkeypatch):
+    displayed = []
+    monkeypatch.setattr(pictures, "display", displayed.append)
+    figure = figures.sentence("Nothing to see.")
+    assert figures.show(figure, None, "a") is figure and figures.show(figure, tmp_path / "new", "a") is figure
+    assert not displayed and (tmp_path / "new" / "a.png").exists()
+    assert figures.show(figure, tmp_path, "b", "Two of three are alike.") is None  # a cell would show it twice
+    assert displayed == [figure] and capsys.readouterr().out == "Two of three are alike.\n"
+    assert (tmp_path / "b.png").exists()
 
 
 def test_sentences():
@@ -106,38 +122,76 @@ def test_bars_and_points_have_their_domains_colour_however_many_there_are(count)
 @pytest.fixture
 def many(monkeypatch):
     """A collection of thirty domains that counts as very large."""
-    for module in (analysis, figures):
+    for module in (geometry, projection, pictures):
         monkeypatch.setattr(module, "MANY", 100)
-    monkeypatch.setattr(figures, "MAP_LABELS", 100)
-    monkeypatch.setattr(analysis, "SHOWN", 70)
+    monkeypatch.setattr(pictures, "MAP_LABELS", 100)
+    monkeypatch.setattr(geometry, "SHOWN", 70)
     domains = [f"domain-{i % 30:02d}" if i % 50 else "unknown" for i in range(240)]
     centres = np.eye(32)[np.arange(240) % 30]
     return (centres + 0.3 * RNG.normal(size=(240, 32))).astype(np.float32), [f"a{i}" for i in range(240)], domains
 
 
-def test_every_pair_of_many_is_their_means_and_some_of_them(many, tmp_path):
+def test_every_pair_of_many_is_some_of_them_and_the_means_are_of_all(many, tmp_path):
     deltas, names, domains = many
-    figure = figures.save(figures.every_pair(analysis.pairs(deltas, domains), names, domains), tmp_path, "similarity")
-    _, within, across = analysis.domain_means(deltas, domains)
-    assert figure.get_suptitle() == f"Cosine within a domain {within:.2f}, across domains {across:.2f}"
-    above, below = figure.subfigs
-    assert above.get_suptitle() == "All 240 adapters, by domain"
-    assert below.get_suptitle() == "70 of the 240 adapters, of every domain alike"
-    labels = [label.get_text() for label in above.axes[1].get_yticklabels()]
+    pairs, (all_means, within, across) = analysis.pairs(deltas, domains), analysis.domain_means(deltas, domains)
+    figure = figures.show(figures.every_pair(pairs, names, domains), tmp_path, "similarity")
+    title, shown = figure.get_suptitle().splitlines()
+    assert title == f"Cosine within a domain {within:.2f}, across domains {across:.2f}"
+    assert shown == "Shown: 70 of the 240 adapters, of every domain alike"
+    np.testing.assert_array_equal(np.sort(drawn_in(figure)), np.sort(geometry.similarity(deltas[pairs.shown]), None))
+
+    figure = figures.show(figures.domain_means(pairs, domains), tmp_path, "means")
+    assert figure.get_suptitle() == "Mean cosine by domain, of all 240 adapters"
+    labels = [label.get_text() for label in heatmap_of(figure).get_yticklabels()]
     assert sorted(labels) == sorted(set(domains) - {"unknown"})
-    means = analysis.domain_means(deltas, domains)[0].loc[labels, labels]
-    np.testing.assert_allclose(above.axes[1].images[0].get_array(), means)
-    assert max(len(axis.images[0].get_array()) for axis in below.axes if axis.images) == 70
+    np.testing.assert_allclose(drawn_in(figure), all_means.loc[labels, labels].to_numpy().ravel())
 
 
-def test_of_few_every_pair_is_the_heatmap_of_all():
+def heatmap_of(figure):
+    return max(figure.axes, key=lambda axis: axis.bbox.width * axis.bbox.height)
+
+
+def drawn_in(figure):
+    """The heatmap's cosines, row by row."""
+    return np.asarray(heatmap_of(figure).collections[0].get_array()).ravel()
+
+
+def test_of_few_every_pair_is_all_of_them_in_the_order_of_the_tree():
     deltas, names, domains = collection(9, ["a", "b", "c"] * 3)
-    cosines = analysis.similarity(deltas)
-    one = figures.every_pair(analysis.pairs(deltas, domains), names, domains)
-    other = figures.similarity_heatmap(cosines, *analysis.cluster_order(cosines), names, domains)
-    for figure in (one, other):
-        figure.canvas.draw()
-    np.testing.assert_array_equal(one.canvas.buffer_rgba(), other.canvas.buffer_rgba())
+    pairs = analysis.pairs(deltas, domains)
+    axis = heatmap_of(figure := figures.every_pair(pairs, names, domains))
+    order = leaves_list(pairs.tree)
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text() for label in labels] == [names[i] for i in order]
+    np.testing.assert_array_equal(drawn_in(figure), analysis.similarity(deltas)[np.ix_(order, order)].ravel())
+    assert axis.collections[0].get_cmap().name == "RdBu_r" and axis.collections[0].get_clim() == (-1, 1)
+
+
+@pytest.mark.parametrize("deltas", [np.zeros((1000, 4)), np.ones((1000, 4))], ids=["zero", "equal"])
+def test_a_tree_that_is_a_chain_is_drawn(deltas):
+    domains = ["a", "b"] * 500
+    assert drawn_in(figures.every_pair(analysis.pairs(deltas, domains), domains, domains)).shape == (10**6,)
+
+
+@pytest.mark.parametrize("kinds", [2, 30])
+@pytest.mark.parametrize("count", [5, 20, 60, 80])
+def test_nothing_overlaps_on_the_heatmap(count, kinds):
+    domains = [f"a-domain-with-a-name-{i % kinds}" for i in range(count)]
+    deltas, names, _ = collection(count, domains)
+    names = [f"{name}-r16-all-linear-{i}" for i, name in enumerate(names)]
+    figure = figures.every_pair(analysis.pairs(deltas, domains), names, domains)
+    figure.draw_without_rendering()
+    axis = heatmap_of(figure)
+    legend = axis.get_legend().get_window_extent()
+    title = figure._suptitle.get_window_extent()
+    for other in figure.axes:  # the ticks' labels, too
+        box = Bbox.union([other.patch.get_window_extent(), *(t.get_window_extent() for t in other.get_yticklabels())])
+        assert not legend.overlaps(box) and not title.overlaps(box)
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert len(boxes) == (count if count <= pictures.LABELS else 0)
+        assert not any(one.overlaps(other) for one, other in zip(boxes, boxes[1:], strict=False))
+    assert {text.get_text() for text in axis.get_legend().get_texts()} == set(domains)
 
 
 def test_a_map_of_many_has_the_domains_names_and_all_of_them_in_its_legend(many):
@@ -157,7 +211,7 @@ def test_of_very_many_domains_the_legend_has_the_largest(many):
     domains = [f"d{i % 80}" if i % 3 else "large" for i in range(240)]
     figure = figures.projection_map(deltas[:, :2], names, domains, analysis.silhouette(deltas, domains), ("x", "y"))
     legend = figure.axes[0].get_legend()
-    assert len(legend.get_texts()) == figures.KEYS and "large" in {text.get_text() for text in legend.get_texts()}
+    assert len(legend.get_texts()) == pictures.KEYS and "large" in {text.get_text() for text in legend.get_texts()}
     assert legend.get_title().get_text() == f"the 40 largest of {len(set(domains))} domains"
 
 

@@ -132,7 +132,7 @@ def test_the_base_is_what_the_fetched_ones_name(hub, base, tmp_path):
     keep(hub, "org/a", save_adapter(tmp_path / "a", base), "a" * 40)
     adapters = find_adapters(listing(tmp_path, "org/missing", "org/a"))
     assert base_of(adapters) == str(base)
-    with pytest.raises(InputError, match="1 of 1 adapters could not be had, such as org/missing: .*reached"):
+    with pytest.raises(InputError, match="1 of 1 adapters are unavailable, such as org/missing: .*reached"):
         base_of(adapters[:1])
 
 

@@ -66,6 +66,7 @@ def test_all_notebooks_run_on_workers(zoo, executed, tmp_path):
 def test_what_a_run_leaves_behind(executed):
     out = executed / "out"
     figures = {"probe_tokens", "base_norms", "probe_similarity", "norms", "tsne", "similarity", "silhouette"}
+    figures |= {"similarity_by_domain"}
     figures |= {"silhouette_by_layer", "trust", "chance", "signal", "probe_counts", "additivity", "queries", "merge"}
     assert {f.stem for f in out.glob("*.png")} == figures
     frame = pd.read_csv(out / "deltas.csv")

@@ -15,14 +15,15 @@ from conftest import PROBES, save_adapter
 from PIL import Image
 
 from llgbm_nb import analysis, compute_deltas, evidence, figures
+from llgbm_nb.analysis import tables
 from llgbm_nb.evidence import alternatives, layer_choice, rounding, tokens
 from llgbm_nb.evidence.layer_choice import Choice
 from llgbm_nb.forward.base import load_base
 from llgbm_nb.report import page
 from llgbm_nb.report.findings import Findings, write_summary
-from llgbm_nb.report.run import strip_widgets, to_html
+from llgbm_nb.report.run import NOTEBOOKS, strip_widgets, to_html
 
-ACCEPTANCE = pd.DataFrame([("7  correct", "pass", "it is")], columns=["criterion", "result", "evidence"])
+SOUNDNESS = pd.DataFrame([("correct", "pass", "it is")], columns=["point", "result", "evidence"])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def findings_of(run, **more) -> Findings:
     found = run.delta_set
     return Findings(
         analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found),
-        ACCEPTANCE.set_index("criterion"), rounding.trust(run), evidence.reliability(found.differences_at(-1)),
+        SOUNDNESS.set_index("point"), rounding.trust(run), evidence.reliability(found.differences_at(-1)),
         evidence.permutation_test(found.deltas(), found.domains), **more,
     )  # fmt: skip
 
@@ -49,24 +50,22 @@ def write(run, folder) -> str:
 
 def unpacked(text: str, name: str) -> str:
     """Decoded here as the page's own program does it."""
-    size, packed = re.search(rf"id={name} data-bytes=(\d+)>([^<]*)<", text).groups()
-    digits = json.loads(re.search(r"\[\.\.\.(\".*?\")\]\.forEach", text)[1])
-    usual = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
-    return gzip.decompress(base64.b85decode(packed.translate(str.maketrans(digits, usual)))[: int(size)]).decode()
+    return gzip.decompress(base64.b64decode(re.search(rf"id={name}>([^<]*)<", text)[1])).decode()
 
 
 def test_what_stands_on_the_page(run, tmp_path):
-    figures.save(figures.norms([1.0, 2.0], ["a", "b"], 5.0), tmp_path, "norms")
+    figures.show(figures.norms([1.0, 2.0], ["a", "b"], 5.0), tmp_path, "norms")
     (tmp_path / "deltas.csv").write_text("")
     (tmp_path / "01_probes.html").write_text("")
     text = write(run, tmp_path)
     score = analysis.silhouette(run.delta_set.deltas(), run.delta_set.domains).score
-    assert f"<h1>5 adapters of {run.base_model}</h1>" in text and f"silhouette by domain {score:.2f}" in text
+    assert f"<h1>5 adapters of {run.settings.base_model}</h1>" in text and f"silhouette by domain {score:.2f}" in text
     assert "5 with a delta, 1 that could not be used" in text and "float32" in text and "torch 2.13.0" in text
     assert "&lt;b&gt;broken" in text and "<b>broken" not in text and "is damaged or cut off" in text
-    assert "7&nbsp;&nbsp;correct" in text and "<td>pass</td>" in text
+    assert "<td>correct</td>" in text and "<td>pass</td>" in text and "<td>it is</td>" in text
     assert all(name in text for name in run.delta_set.names)
-    assert re.findall(r'href="([^d"][^"]*)"', text) == ["01_probes.html", "04_analysis.html", "05_uses.html"]
+    assert re.findall(r'href="([^d"][^"]*)"', text) == [f"{name}.html" for name in NOTEBOOKS]
+    assert 'href="deltas.csv"' in text and "summary.json</a>" not in text  # what there is, and what there is not
     assert text.count('src="data:image/webp') == 1
     assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
 
@@ -95,7 +94,7 @@ def test_what_the_evidence_section_says(run, base, tmp_path):
 
 def test_the_evidence_in_numbers(run, base, tmp_path):
     loaded = load_base(str(base))
-    findings = findings_of(run, choice=Choice(("math", 2, True), 0.5, 0.9, 0.6, 0.7, 50))
+    findings = findings_of(run, choice=Choice(("math", 2, True), 0.5, 0.9, 0.6, 0.7, 5))
     findings = replace(findings, methods=alternatives.compare_methods(run, loaded))
     write_summary(run, findings, tmp_path)
     content = json.loads((tmp_path / "summary.json").read_text())
@@ -103,8 +102,9 @@ def test_the_evidence_in_numbers(run, base, tmp_path):
     assert content["trust"]["flagged"] == [] and content["trust"]["reliability"] == findings.reliability.full
     assert content["chance"]["p"] == findings.chance.p and content["chance"]["interval"] == [*findings.chance.interval]
     assert content["choice"] == dict(
-        probes="math", layer=2, mean_taken_off=True, share=0.5, picked=0.9, held_out=0.6, usual=0.7
+        probes="math", layer=2, centered=True, share=0.5, picked=0.9, held_out=0.6, usual=0.7
     )
+    assert content["soundness"] == {"correct": {"result": "pass", "evidence": "it is"}}
     weight_change = content["methods"]["weight change"]
     assert weight_change["silhouette"] == findings.methods.loc["weight change", "silhouette"]
     assert weight_change["seconds"] > 0 and content["methods"]["delta, layer 3"]["seconds"] is None
@@ -116,7 +116,7 @@ def test_a_page_alone_links_to_nothing(run, tmp_path):
 
 def test_the_map_has_a_frame_for_every_layer(run, tmp_path):
     found = run.delta_set
-    figure = json.loads(unpacked(write(run, tmp_path), "figure"))
+    figure = json.loads(unpacked(write(run, tmp_path), "figure"), parse_constant=pytest.fail)  # no NaN in JSON
     assert [frame["name"] for frame in figure["frames"]] == ["0", "1", "2", "3"]
     assert "Plotly" in unpacked((tmp_path / "index.html").read_text(), "plotly")
     domains = sorted(set(found.domains))
@@ -146,7 +146,7 @@ def test_with_very_many_points_the_slider_has_fewer_layers_and_still_the_last(ru
 
 def test_of_many_adapters_the_page_has_a_row_per_domain_and_some_failures(run, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "ROWS", 4)
-    monkeypatch.setattr(analysis, "ROWS", 4)
+    monkeypatch.setattr(tables, "ROWS", 4)
     records = run.records + [run.records[-1] | {"name": f"x{i}", "status": "failed", "reason": "no"} for i in range(6)]
     text = write(replace(run, records=records), tmp_path)
     assert "5 adapters, by domain; deltas.csv has each of them." in text and "… and 3 more: see summary.json." in text
@@ -165,7 +165,7 @@ def test_small_collections_have_a_page(run, tmp_path, count):
 
 def test_pictures_are_small_and_keep_their_colours(tmp_path):
     file = tmp_path / "norms.png"
-    figures.save(figures.norms(np.arange(1, 9.0), ["math", "code"] * 4, 50.0), tmp_path, "norms")
+    figures.show(figures.norms(np.arange(1, 9.0), ["math", "code"] * 4, 50.0), tmp_path, "norms")
     data = re.search(r"base64,([^\"]*)", page._picture(file, ""))[1]
     (tmp_path / "packed.png").write_bytes(base64.b64decode(data))
     assert len(data) < file.stat().st_size

@@ -1,8 +1,17 @@
+"""The check of the notebooks' parameters: one line for what is wrong, and nothing heavy imported for it."""
+
+import subprocess
+import sys
+
+import pandas as pd
 import pytest
 
 from llgbm_nb import InputError
+from llgbm_nb.evidence import tokens
 from llgbm_nb.files import ROOT
-from llgbm_nb.report.parameters import check
+from llgbm_nb.report import set_up
+from llgbm_nb.report.parameters import check, versions
+from llgbm_nb.settings import RANKINGS, Settings
 
 GOOD = dict(
     base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="code", probe_file="",
@@ -21,6 +30,44 @@ def test_a_probe_file_replaces_the_type(tmp_path):
     (tmp_path / "law.txt").write_text("one\n\ntwo")
     p = check(GOOD | {"probe_file": str(tmp_path / "law.txt")})
     assert p.probes == ["one", "two"] and p.probe_type == "law"
+
+
+def test_the_settings_are_those_that_the_notebook_has_and_the_usual_ones(tmp_path):
+    p = check(GOOD | {"max_length": 9, "dtype": "bfloat16", "cache_dir": str(tmp_path), "soundness_sample": 2})
+    assert p.settings == Settings(cache_dir=tmp_path, probe_type="code", max_length=9, dtype="bfloat16")
+    assert check(dict(steps=3)).settings == Settings() and check(GOOD).settings.base_model == ""
+    (tmp_path / "law.txt").write_text("one\n\ntwo")
+    assert check(GOOD | {"probe_file": str(tmp_path / "law.txt")}).settings.probe_type == "law"
+
+
+def test_setting_up_prints_the_versions_and_has_tables_shown_whole(capsys):
+    with pd.option_context("display.max_colwidth", 5, "display.expand_frame_repr", True, "display.precision", 6):
+        assert set_up(GOOD) == check(GOOD)
+        assert capsys.readouterr().out == f"{versions()}\n"
+        assert (pd.get_option("display.max_colwidth"), pd.get_option("display.expand_frame_repr")) == (None, False)
+        assert pd.get_option("display.precision") == 3
+
+
+def test_a_notebooks_first_cells_import_nothing_heavy():
+    program = f"import sys; from llgbm_nb.report import set_up; set_up({GOOD | dict(device='cpu')!r})\n"
+    program += "print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {
+        "torch",
+        "transformers",
+        "peft",
+        "matplotlib",
+        "sklearn",
+        "scipy",
+        "plotly",
+        "papermill",
+        "huggingface_hub",
+    }
+    assert "pandas" in done.stdout and not heavy & set(done.stdout.split("\n")[1].split())
+
+
+def test_the_rankings_are_those_that_tokens_knows_how_to_read():
+    assert tuple(tokens.HOW_TO_READ) == RANKINGS
 
 
 @pytest.mark.parametrize(
@@ -80,7 +127,7 @@ def test_errors_show_without_a_traceback_in_a_notebook():
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
-def test_a_device_that_is_not_there_is_told_before_anything_runs(device, monkeypatch):
+def test_a_device_that_is_not_there_is_reported_before_anything_runs(device, monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(InputError, match=f"device.*this machine has no {device}"):
         check({"device": device})

@@ -4,16 +4,17 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 from conftest import save_adapter, save_base
 
-from llgbm_nb import InputError, find_adapters
-from llgbm_nb import files as paths
+from llgbm_nb import InputError, files, find_adapters
 from llgbm_nb.files import ROOT, from_root
 from llgbm_nb.report import run
-from llgbm_nb.report.parameters import check
+from llgbm_nb.report.parameters import RULES, check
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def made_from(zoo, base, tmp_path):
     query = tmp_path / "one-task.json"
     query.write_text(json.dumps([{"prompt": "a", "response": "b"}]))
     (tmp_path / "encoder").mkdir()
-    parameters = run.DEFAULTS | dict(query=str(query), sentence_encoder=str(tmp_path / "encoder"))
+    parameters = run.defaults() | dict(query=str(query), sentence_encoder=str(tmp_path / "encoder"))
 
     def state(**more) -> str:
         return run._state(parameters | more, find_adapters(tmp_path / "zoo"), str(base), None)
@@ -95,7 +96,7 @@ def ran(reports, monkeypatch) -> list:
         if "llama" in parameters["base_model"]:
             raise InputError("cannot load the base")
         folder.mkdir(exist_ok=True)
-        summary = {"acceptance": {}, "failed": {}, "adapters": {"total": len(found[-1][2])}}
+        summary = {"soundness": {}, "failed": {}, "adapters": {"total": len(found[-1][2])}}
         (folder / "summary.json").write_text(json.dumps(summary))
         return folder
 
@@ -164,22 +165,60 @@ def test_what_a_base_calls_itself_cannot_spoil_its_list(base, tmp_path, reports,
 
 def test_a_list_gives_the_report_its_stem(tmp_path, base, reports):
     (tmp_path / "pool.of.8b.txt").write_text("org/a\n")
-    parameters = run.DEFAULTS | {"checkpoint_dir": str(tmp_path / "pool.of.8b.txt")}
-    assert run._name(parameters, check(parameters)).startswith("pool.of.8b-generic-")
+    parameters = run.defaults() | {"checkpoint_dir": str(tmp_path / "pool.of.8b.txt")}
+    assert run._name("", parameters, check(parameters)).startswith("pool.of.8b-generic-")
+
+
+def test_a_parameter_in_two_notebooks_has_one_default_and_one_rule():
+    found = {}
+    for notebook, known in run._declared().items():
+        for name, each in known.items():
+            found.setdefault(name, {})[notebook] = each["default"], each["help"]
+    assert not {name: each for name, each in found.items() if len(set(each.values())) > 1}
+    assert found.keys() == {*run.defaults(), "output_dir"} and found.keys() <= RULES.keys()
+    usual = run.defaults()
+    assert usual["max_length"] == 256 and usual["soundness_sample"] == 4 and usual["force_recompute"] is False
+
+
+def test_the_options_are_the_notebooks_parameters_with_dashes(reports, ran, zoo, capsys):
+    options = ["--base-model", "x", "--probe-type", "code", "--dtype", "bfloat16", "--device", "cpu", "--cluster", ""]
+    options += ["--soundness-sample", "0", "--token-ranking", "logit", "--force-recompute"]
+    assert run.main(["--checkpoint-dir", str(zoo), *options]) == 0
+    chosen = dict(
+        checkpoint_dir=str(zoo), base_model="x", probe_type="code", dtype="bfloat16", device="cpu", cluster=""
+    )
+    chosen |= dict(soundness_sample=0, token_ranking="logit", force_recompute=True)
+    assert ran[0][1] == run.defaults() | chosen
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    assert "tokens; a longer probe is an error" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run.main(["--output-dir", "x"])  # it is the report's own folder
+
+
+def test_an_export_of_several_bases_has_a_folder_for_each(two_bases, reports):
+    runs = run.one_for_each_base("run", checkpoint_dir=str(two_bases[0]), export_dir="out")
+    assert [each["export_dir"] for _, each in runs] == ["out/tiny-llama", "out/tiny-qwen2"]
+
+
+def test_python_dash_m_says_what_is_wrong_in_one_line():
+    command = [sys.executable, "-m", "llgbm_nb.report", "--checkpoint-dir", "/nowhere", "--max-length", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: max_length is 0; it must be a whole number, 1 or more\n"
 
 
 @pytest.mark.slow
 def test_reports_of_two_bases_from_one_command(two_bases, tmp_path, monkeypatch, capsys):
     """The notebooks run for both: each report has its own adapters and no other."""
-    monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", ("01_probes", "03_teacher_deltas", "04_analysis"))
-    zoo, run = two_bases[0], f"test-{os.getpid()}"
-    arguments = ["--run", run, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
-    arguments += ["--acceptance-sample", "0", "--evidence-sample", "0", "--query", ""]
+    monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", ("01_probes", "03_teacher_deltas", "05_evidence"))
+    zoo, pair = two_bases[0], f"test-{os.getpid()}"
+    arguments = ["--run", pair, "--checkpoint-dir", str(zoo), "--cache-dir", str(tmp_path / "deltas")]
+    arguments += ["--soundness-sample", "0", "--evidence-sample", "0"]
     try:
         assert run.main(arguments) == 0
         found = {}
         for name in ("tiny-llama", "tiny-qwen2"):
-            folder = ROOT / "reports" / f"{run}-{name}"
+            folder = ROOT / "reports" / f"{pair}-{name}"
             summary = json.loads((folder / "summary.json").read_text())
             assert summary["base_model"].endswith(name)
             found[name] = set(pd.read_csv(folder / "deltas.csv")["name"]), len(summary["failed"])
@@ -187,5 +226,5 @@ def test_reports_of_two_bases_from_one_command(two_bases, tmp_path, monkeypatch,
         capsys.readouterr()
         assert run.main(arguments) == 0 and capsys.readouterr().out.count("is up to date") == 2
     finally:
-        for left in (ROOT / "reports").glob(f"{run}-*"):
+        for left in (ROOT / "reports").glob(f"{pair}-*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -72,6 +72,11 @@ def raw(case, logits):
     return logits.double() if cap is None else cap * torch.atanh(logits.double() / cap)
 
 
+def logit_changes(head, delta_set, layer=-1, centered=False):
+    """The change of every raw logit, mean over the probes: float32 (adapters, vocabulary)."""
+    return np.stack([each.up for each in tokens.token_scores(head, delta_set, layer, "logit", centered)])
+
+
 def assert_near(ours, theirs, error=1e-4):
     theirs = np.asarray(theirs)
     assert ours.shape == theirs.shape
@@ -102,7 +107,7 @@ def noise(*shape, seed=0):
 
 
 def test_the_last_layers_change_is_the_difference_of_the_real_models_logits(case):
-    ours = tokens.logit_changes(case.head, case.delta_set.differences_at(-1))
+    ours = logit_changes(case.head, case.delta_set)
     assert ours.dtype == np.float32
     assert_near(ours, (raw(case, case.after) - raw(case, case.before)).mean(dim=1))
 
@@ -114,11 +119,9 @@ def test_a_layer_below_is_read_through_the_models_own_norm_and_head(case, layer)
     with torch.no_grad():
         seen = model.lm_head(norm(case.states_after[:, :, layer])) - model.lm_head(norm(case.states_before[:, layer]))
     found = case.delta_set
-    ours = tokens.logit_changes(case.head, found.differences_at(layer), found.base[:, layer])
+    ours = logit_changes(case.head, found, layer)
     assert_near(ours, seen.mean(dim=1), 1e-3)  # the reference subtracts large logits in float32
     assert tokens.is_lens(case.head, found, layer) and not tokens.is_lens(case.head, found, 3)
-    scores = list(tokens.token_scores(case.head, found, layer, "logit"))
-    assert_near(np.stack([each.up for each in scores]), ours, 1e-5)
 
 
 def test_shares_add_up_to_the_divergence_of_the_real_models(case):
@@ -140,29 +143,29 @@ def test_a_softcap_is_in_the_probabilities(case):
     assert min(ratio) > 1.1 if case.name == "softcap" else max(ratio) < 1.01
 
 
-def test_centred_shares_compare_with_the_average_adapter(case):
+def test_centered_shares_compare_with_the_average_adapter(case):
     """At the last layer, and without a softcap, that is the adapters' geometric mean."""
     if case.head.softcap:
         return
     after = case.after.double().log_softmax(-1)
     average = after.mean(dim=0).log_softmax(-1)
-    for own, scores in zip(after, tokens.token_scores(case.head, case.delta_set, center=True), strict=True):
+    for own, scores in zip(after, tokens.token_scores(case.head, case.delta_set, centered=True), strict=True):
         forth = kl_div(average, own, reduction="batchmean", log_target=True)
         assert scores.kl == pytest.approx(float(forth), rel=1e-3)
         assert_near(scores.down, (average.exp() * (own - average)).mean(dim=0), 1e-3)
 
 
-def test_centred_logits_are_those_of_deltas_minus_their_mean(case):
-    differences = case.delta_set.differences_at(-1)
-    ours = [each.up for each in tokens.token_scores(case.head, case.delta_set, -1, "logit", center=True)]
-    assert_near(np.stack(ours), tokens.logit_changes(case.head, differences - differences.mean(axis=0)), 1e-5)
+def test_centered_logits_are_those_of_deltas_minus_their_mean(case):
+    deltas = torch.tensor(case.delta_set.deltas())
+    expected = torch.nn.functional.linear(deltas - deltas.mean(dim=0), case.head.weight)  # the head's scale is 1 here
+    assert_near(logit_changes(case.head, case.delta_set, centered=True), expected, 1e-5)
 
 
 @pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("ranking", tokens.RANKINGS)
 def test_adapters_that_are_all_alike_have_nothing_beyond_their_mean(head, layer, ranking):
     found = synthetic(head, np.repeat(noise(1, 4, 4, 32), 7, axis=0) / 3)
-    for scores in tokens.token_scores(head, found, layer, ranking, center=True):
+    for scores in tokens.token_scores(head, found, layer, ranking, centered=True):
         assert not scores.up.any() and not scores.down.any() and scores.kl == 0
     assert all(each.kl > 0 for each in tokens.token_scores(head, found, layer, ranking))
 
@@ -201,7 +204,7 @@ def test_norm_and_head_are_found(name):
         out = base.model(input_ids=torch.arange(7, 19)[None], output_hidden_states=True)
         hooks = [len(module._forward_hooks) for module in base.model.modules()]  # transformers' own
         head = tokens.read_head(base)
-        ours = head.log_probabilities(head.product(out.hidden_states[-1]))
+        ours = head.capped(head.product(out.hidden_states[-1])).log_softmax(-1)
     torch.testing.assert_close(ours, out.logits.double().log_softmax(-1), rtol=0, atol=1e-5)
     assert head.layers == 3 and type(head.norm) is not torch.nn.Identity
     assert [len(module._forward_hooks) for module in base.model.modules()] == hooks
@@ -250,7 +253,7 @@ def test_an_architecture_with_a_projection_after_its_norm_is_refused():
 
 
 def test_deltas_of_another_model_are_refused(head):
-    for shape in ((2, 4, 4, 16), (2, 4, 3, 32), (2, 4, 6, 32)):
+    for shape in ((2, 4, 4, 16), (2, 4, 6, 32)):  # three layers may be the first ones of this head's base
         with pytest.raises(InputError, match="not of this head's base"):
             tokens.token_scores(head, synthetic(head, noise(*shape)))
 
@@ -316,14 +319,14 @@ def test_a_delta_of_zero_has_empty_cells(head, layer, ranking):
     assert list(table.iloc[1]) == ["a", "", "", 0.0] and table["up"].iloc[0] and table["down"].iloc[0]
 
 
-@pytest.mark.parametrize("center", [False, True])
-def test_a_domains_row_is_that_of_its_mean_difference(head, center):
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_domains_row_is_that_of_its_mean_difference(head, centered):
     differences, base = noise(4, 4, 4, 32), noise(4, 4, 32, seed=1)
     found = synthetic(head, differences, ["b", "a", "unknown", "b"], base)
-    table = tokens.domain_tokens(head, found, center=center)
+    table = tokens.domain_tokens(head, found, centered=centered)
     assert list(table.index) == ["a", "b"] and list(table) == ["adapters", "up", "down", "KL"]
     assert list(table["adapters"]) == [1, 2]
-    if center:  # the average adapter, of all four, becomes the base
+    if centered:  # the average adapter, of all four, becomes the base
         base, differences = base + differences.mean(axis=0), differences - differences.mean(axis=0)
     means = np.stack([differences[1], differences[[0, 3]].mean(axis=0)])
     expected = tokens.top_tokens(head, synthetic(head, means, base=base))
@@ -336,10 +339,10 @@ def test_both_rankings_side_by_side(tmp_path, table):
     base = load_base(str(save_base(tmp_path / "base")), device="cpu")
     head, found = tokens.read_head(base), synthetic(tokens.read_head(base), noise(4, 4, 4, 32), ["b", "a", "a", "b"])
     both = tokens.beside_the_mean(table, base, found, layer=2, ranking="logit", k=3)
-    plain, beyond = (table(head, found, 2, "logit", center, 3) for center in (False, True))
+    plain, beyond = (table(head, found, 2, "logit", centered, 3) for centered in (False, True))
     assert list(both["up"]) == list(plain["up"]) and list(both["down"]) == list(plain["down"])
-    assert list(both["up beyond the mean"]) == list(beyond["up"]) != list(both["up"])
-    assert list(both["down beyond the mean"]) == list(beyond["down"])
+    assert list(both["up, centered"]) == list(beyond["up"]) != list(both["up"])
+    assert list(both["down, centered"]) == list(beyond["down"])
     assert list(both["KL"]) == [f"{kl:.2g}" for kl in plain["KL"]]
     assert both.attrs["note"] == tokens.HOW_TO_READ["logit"]
 
@@ -354,10 +357,10 @@ def test_a_base_whose_tokens_cannot_be_read_is_a_sentence(tmp_path):
 
 def test_no_adapters_give_an_empty_table(head):
     found = synthetic(head, noise(0, 4, 4, 32))
-    for center in (False, True):
-        assert list(tokens.top_tokens(head, found, center=center)) == ["domain", "up", "down", "KL"]
-        assert len(tokens.domain_tokens(head, found, center=center)) == 0
-    assert tokens.logit_changes(head, found.differences_at(-1)).shape == (0, 260)
+    for centered in (False, True):
+        assert list(tokens.top_tokens(head, found, centered=centered)) == ["domain", "up", "down", "KL"]
+        assert len(tokens.domain_tokens(head, found, centered=centered)) == 0
+    assert list(tokens.token_scores(head, found)) == []
 
 
 # -- tokens as text ----------------------------------------------------------------------------------------------------

@@ -90,9 +90,6 @@ def nearest(rows: np.ndarray, k: int, of: int | np.ndarray | None = None) -> tup
     return found, values
 
 
-near = nearest  # until evidence and uses have followed
-
-
 def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
     """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: also of those without a label."""
     random, groups = np.random.default_rng(seed), []

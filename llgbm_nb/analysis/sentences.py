@@ -3,6 +3,8 @@
 A function per picture. Where there is too little for a finding, the sentence says so.
 """
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +13,34 @@ from .geometry import Pairs, directions, nearest
 from .silhouettes import ALL_ZERO, Silhouette
 
 NAMED = 3  # adapters that a sentence calls by name
+
+
+def about_probe_ends(last_tokens: list[str]) -> str:
+    """Which tokens the probes end in, where the hidden state is read."""
+    (token, often), *others = Counter(last_tokens).most_common()
+    if not others:
+        return f"All {often} probes end in {token!r}."
+    return f"The probes end in {1 + len(others)} different tokens, {often} of {len(last_tokens)} in {token!r}."
+
+
+def about_base_norms(states: np.ndarray) -> str:
+    """Where the base's hidden state is longest; `states` is (probes, layers + 1, hidden)."""
+    norms = np.linalg.norm(states, axis=-1).mean(axis=0)
+    most, last = int(norms.argmax()), len(norms) - 1
+    text = f"The mean norm is {norms[0]:.1f} at the embeddings, largest at layer {most} ({norms[most]:.1f})"
+    return f"{text}, and {norms[last]:.1f} at layer {last}, after the final norm."
+
+
+def about_probes(cosines: np.ndarray) -> str:
+    """Which two probes are most alike to the base, and which least; `cosines` is (probes, probes)."""
+    if len(cosines) < 2:
+        return "There is one probe only: nothing to compare it with."
+    ones, others = np.triu_indices(len(cosines), k=1)
+    values = cosines[ones, others]
+    most, least = (
+        f"{ones[i] + 1} and {others[i] + 1} (cosine {values[i]:.2f})" for i in (values.argmax(), values.argmin())
+    )
+    return f"Most alike to the base are probes {most}" + (f", least alike {least}." if len(values) > 1 else ".")
 
 
 def about_map(deltas: np.ndarray, names, domains) -> str:
@@ -45,8 +75,8 @@ def about_pairs(pairs: Pairs, names, domains) -> str:
     if not apart.any():
         mean = pairs.cosines[other].mean()
         return f"There are no two domains here. The mean cosine of all pairs is {mean:.2f}. Most alike {closest}"
-    within = "no domain has two adapters" if np.isnan(pairs.within) else f"within a domain it is {pairs.within:.2f}"
-    text = f"The mean cosine across domains is {pairs.across:.2f}, {within}. Most alike across domains {closest}"
+    within = f"{pairs.within:.2f} within a domain" if np.isfinite(pairs.within) else "no domain has two adapters"
+    text = f"The mean cosine is {pairs.across:.2f} across domains; {within}. Most alike across domains {closest}"
     own = pd.Series(np.diag(pairs.means), pairs.means.index).dropna()
     return text + (f" The loosest domain is {own.idxmin()} ({own.min():.2f} within it)." if len(own) > 1 else "")
 

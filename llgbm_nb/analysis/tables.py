@@ -3,6 +3,8 @@
 `records` are `DeltaRun.records`; how they came to be is unknown here.
 """
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -86,10 +88,10 @@ def times(ratio: float) -> str:
 def summary_text(records: list[dict]) -> str:
     """`summary` in one or two lines."""
     numbers = summary(records)
-    text = f"{numbers['total']} adapters: {numbers['computed'] + numbers['cached']} with a delta, {numbers['failed']} "
-    text += f"failed ({numbers['computed']} computed now, {numbers['cached']} from the cache)"
+    deltas = numbers["computed"] + numbers["cached"]
+    text = "{total} adapters: {deltas} with a delta, {failed} failed ({computed} computed now, {cached} from the cache)"
     norms = ", ".join(f"{name} {value:.2f}" for name, value in numbers.get("norm", {}).items())
-    return text + (f"\nnorm: {norms}" if norms else "")
+    return text.format(deltas=deltas, **numbers) + (f"\nnorm: {norms}" if norms else "")
 
 
 def failure_text(records: list[dict]) -> str:
@@ -102,12 +104,11 @@ def failure_text(records: list[dict]) -> str:
 
 def label_text(domains) -> str:
     """How many adapters each domain has, and how many are left out of the scores for want of a label."""
-    counts = pd.Series(list(domains), dtype=object).value_counts().sort_index()
-    text = "Domains: " + (", ".join(f"{name} {count}" for name, count in counts.items() if name != UNKNOWN) or "none")
-    if unknown := counts.get(UNKNOWN, 0):
-        text += f"\n{unknown} without a label, left out of the silhouette: put them in a folder named after their "
-        text += "domain, or into labels.csv"
-    return text
+    counts = Counter(domains)
+    text = ", ".join(f"{name} {counts[name]}" for name in sorted(counts) if name != UNKNOWN) or "none"
+    mend = "put them in a folder named after their domain, or into labels.csv"
+    unknown = f"\n{counts[UNKNOWN]} without a label, left out of the silhouette: {mend}" if UNKNOWN in counts else ""
+    return f"Domains: {text}{unknown}"
 
 
 def neighbour_table(deltas: np.ndarray, names, domains, k: int = 3) -> pd.DataFrame:

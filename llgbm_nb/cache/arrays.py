@@ -5,9 +5,9 @@ layer can be read and checked without the others. This module knows nothing of a
 """
 
 import contextlib
-import errno
 import functools
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -37,16 +37,8 @@ def read_array(file: Path, shape, crc: int) -> np.ndarray | None:
 
     Raises InputError if it is there and cannot be read.
     """
-    try:
-        array = np.load(file, allow_pickle=False)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
-            raise InputError(f"cannot read {shown(file)} ({error.strerror})") from error
-        return None
-    except Exception:  # numpy raises many kinds for a damaged file
-        return None
-    fits = isinstance(array, np.ndarray) and array.dtype == np.float32 and list(array.shape) == list(shape)
-    return array if fits and checksum(array) == crc else None
+    array = _read(file, tuple(shape))
+    return array if array is not None and checksum(array) == crc else None
 
 
 class StatesOnDisk:
@@ -58,55 +50,30 @@ class StatesOnDisk:
     """
 
     def __init__(self, file: Path, shape: list[int], crcs: list[int]):
-        """Raises OSError if the file is not there, and ValueError if it does not hold states of this shape."""
+        """`crcs` are the checksums by layer. Raises OSError if the file is not there; the rest shows when it is read."""
         self.shape = tuple(shape)
         self._file, self._crcs, self._stamp = file, crcs, _stamp(file)
-        header = _header(self.shape)
-        with open(file, "rb") as stream:
-            begins_so = stream.read(len(header)) == header
-        self._start = len(header)  # of the values
-        if not begins_so or self._stamp[-1] != len(header) + 4 * int(np.prod(self.shape)) or len(crcs) != shape[1]:
-            raise ValueError(f"{file} is not of shape {self.shape}")
-
-    def is_intact(self, column: int) -> bool:
-        """Whether the layer at a place (negative: from the end) is what was written."""
-        return self._read(column) is not None
 
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], int | np.integer):
-            return self._checked(self._read(int(key[1])))  # the other layers are not read
+            return self._or_error(self.layer(int(key[1])))  # the others are not read
         return np.asarray(self)[key]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        states = self._checked(self._read())
+        states = self._or_error(self.whole())
         return states if dtype is None else states.astype(dtype)
 
-    def _read(self, column: int | None = None) -> np.ndarray | None:
-        """One layer (probes, hidden), or all (probes, layers, hidden); None if that is not what was written."""
-        probes, layers, hidden = self.shape
-        try:
-            if column is None:
-                out = np.empty(self.shape, np.float32)
-                blocks = [(0, out)]
-            else:
-                column = range(layers)[column]
-                out = np.empty((probes, hidden), np.float32)
-                blocks = [((probe * layers + column) * hidden * 4, row) for probe, row in enumerate(out)]  # bytes
-            with open(self._file, "rb") as stream:
-                for place, block in blocks:
-                    stream.seek(self._start + place)
-                    if stream.readinto(block) != block.nbytes:
-                        return None
-        except FileNotFoundError:
-            return None
-        except (OSError, MemoryError) as error:  # no sign of damage
-            reason = getattr(error, "strerror", None) or "not enough memory"
-            raise InputError(f"cannot read {shown(self._file)} ({reason})") from error
-        same = checksums_by_layer(out) == self._crcs if column is None else checksum(out) == self._crcs[column]
-        return out if same else None
+    def layer(self, column: int) -> np.ndarray | None:
+        """(probes, hidden) of one layer, by its place (negative: from the end); None if they are damaged or gone."""
+        layer = _read(self._file, self.shape, range(self.shape[1])[column])
+        return layer if layer is not None and checksum(layer) == self._crcs[column] else None
 
-    def _checked(self, read: np.ndarray | None) -> np.ndarray:
-        """What was read, if it is what was written; otherwise InputError says why not, and a damaged file goes."""
+    def whole(self) -> np.ndarray | None:
+        """(probes, layers, hidden); None if they are damaged or gone."""
+        states = _read(self._file, self.shape)
+        return states if states is not None and checksums_by_layer(states) == self._crcs else None
+
+    def _or_error(self, read: np.ndarray | None) -> np.ndarray:
         if read is not None:
             return read
         if not self._file.exists() or _stamp(self._file) != self._stamp:
@@ -117,8 +84,31 @@ class StatesOnDisk:
         raise InputError(f"{shown(self._file)} is damaged; {todo}, and compute the deltas again: the others are kept")
 
 
+def _read(file: Path, shape: tuple[int, ...], column: int | None = None) -> np.ndarray | None:
+    """What `write_array` wrote, or one layer of it; None if that is not there, or not of this shape."""
+    header = _header(shape)
+    try:
+        with open(file, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if stream.read(len(header)) != header or size != len(header) + 4 * int(np.prod(shape)):
+                return None
+            out = np.empty(shape if column is None else (shape[0], shape[2]), np.float32)
+            if column is None:
+                return out if stream.readinto(out) == out.nbytes else None
+            for probe, row in enumerate(out):
+                stream.seek(len(header) + (probe * shape[1] + column) * row.nbytes)
+                if stream.readinto(row) != row.nbytes:
+                    return None
+            return out
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except (OSError, MemoryError) as error:  # no sign of damage
+        reason = getattr(error, "strerror", None) or "not enough memory"
+        raise InputError(f"cannot read {shown(file)} ({reason})") from error
+
+
 @functools.cache
-def _header(shape: tuple) -> bytes:
+def _header(shape: tuple[int, ...]) -> bytes:
     """What a .npy file of this shape begins with."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})

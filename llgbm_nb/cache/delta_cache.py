@@ -1,12 +1,13 @@
-"""Deltas on disk, by adapter: never stale. This module knows nothing of models; `store` has the files.
+"""Deltas on disk, by adapter: never stale. `store` has the files; models are unknown here.
 
     <cache_dir>/<probe_type>-<hash>/   one folder per configuration: what moves a number beyond rounding is in the hash
 
 An entry counts only while the fingerprint of the adapter's files, config and weights, is the one that it was computed
-from. Files that look as they did then (size and times) are not read for it. An adapter that was moved or renamed is
-known by its fingerprint.
+from. Files whose size and times are unchanged are not read again to find out. An adapter that was moved or renamed is
+recognised by its fingerprint.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,15 +31,8 @@ def configuration(
     layers: list[int] | None = None,
 ) -> dict:  # fmt: skip
     """What a delta depends on, besides the adapter: the `config` of a manifest. `layers` None: all of the base's."""
-    config = {
-        "base_model": base_model,
-        "base_fingerprint": base_fingerprint,
-        "probe_type": probe_type,
-        "probes": list(probes),
-        "num_probes": len(probes),
-        "max_length": max_length,
-        "dtype": dtype,
-    }
+    config = dict(base_model=base_model, base_fingerprint=base_fingerprint, probe_type=probe_type)
+    config |= dict(probes=list(probes), num_probes=len(probes), max_length=max_length, dtype=dtype)
     if dtype in ("bfloat16", "float16"):  # until difference propagation, these names meant the whole model
         config["propagation"] = "difference"
     if layers is not None:
@@ -56,7 +50,7 @@ def open_cache(cache_dir: str | Path, config: dict) -> "DeltaCache":
     name = re.sub(r"[^\w.-]", "_", config["probe_type"])[:60]
     cache = DeltaCache(Path(cache_dir) / f"{name}-{digest}")
     if _keyed(cache.config) != keyed:
-        cache.save_config(config)
+        cache._store.save_config(config)
     return cache
 
 
@@ -81,11 +75,6 @@ class DeltaCache:
         """What the deltas of this folder depend on; {} in a new one."""
         return self._store.config
 
-    def save_config(self, config: dict) -> None:
-        self._store.save_config(config)
-
-    # -- the base ------------------------------------------------------------------------------------------------------
-
     def get_base_activation(self) -> np.ndarray | None:
         """v(B), float32 (hidden,), or None."""
         entry = self._store.entry(BASE)
@@ -97,17 +86,15 @@ class DeltaCache:
         states = entry and self._store.states(BASE, entry)
         if states is None or self._store.mean(BASE, entry) is None:
             return None
-        try:
+        with contextlib.suppress(InputError):  # damaged: measured again
             return np.asarray(states)
-        except InputError:  # damaged: measured again
-            return None
 
     def save_base_activation(self, activation: np.ndarray, activations: np.ndarray | None = None) -> None:
         """Keep v(B), float32 (hidden,), and with it a(B), float32 (probes, layers + 1, hidden), where it is given."""
         self._store.save(BASE, {"file": self._store.array(BASE).name}, activation, activations)
 
     def about_base(self) -> dict:
-        """What else is noted of the base: `noise` and `precision`, see `precision`."""
+        """What else is noted of the base: `noise` and `precision`, see `evidence.rounding`."""
         return {key: value for key, value in (self._store.entry(BASE) or {}).items() if key in ("noise", "precision")}
 
     def note_base(self, **about) -> None:
@@ -115,8 +102,6 @@ class DeltaCache:
         if (entry := self._store.entry(BASE)) is None:
             raise InputError(f"{shown(self.cache_dir)} holds no base activation; compute the deltas first")
         self._store.change(BASE, entry, **about)
-
-    # -- adapters ------------------------------------------------------------------------------------------------------
 
     def get_delta(self, adapter_path: str | Path) -> np.ndarray | None:
         """Delta(M, B), float32 (hidden,); None if there is none, or if the adapter's files have changed since."""
@@ -131,19 +116,16 @@ class DeltaCache:
         key, entry = self._valid(adapter_path)
         return entry and self._store.states(key, entry)
 
-    def get_entry(self, adapter_path: str | Path) -> dict | None:
-        """What is known of an adapter's delta; None if there is none, or if the adapter's files have changed since.
-
-        Its `path` is another one than `adapter_path` where the adapter was known by its content.
-        """
-        _, entry = self._valid(adapter_path)
-        return entry and public(entry)
-
     def look_up(self, adapter_path: str | Path) -> tuple[dict, np.ndarray, StatesOnDisk] | None:
-        """`get_entry`, `get_delta` and `get_differences` at once; None unless all are there."""
+        """What the manifest says of an adapter, its delta and its differences; None unless all are there and valid.
+
+        The `path` in the first is not `adapter_path` where the adapter was recognised by its content.
+        """
         key, entry = self._valid(adapter_path)
-        found = entry and (public(entry), self._store.mean(key, entry), self._store.states(key, entry))
-        return None if not found or found[1] is None or found[2] is None else found
+        if not entry:
+            return None
+        delta, differences = self._store.mean(key, entry), self._store.states(key, entry)
+        return None if delta is None or differences is None else (public(entry), delta, differences)
 
     def save_delta(
         self, adapter_path: str | Path, delta: np.ndarray, differences: np.ndarray | None = None,
@@ -159,20 +141,17 @@ class DeltaCache:
         key, before = _id(path), self._find(path)[0]
         now, there = _stamps(path), _fingerprint(path)
         entry = about | {
-            "path": path,
-            "file": self._store.array(key).name,
-            "fingerprint": fingerprint or there,
-            "absolute_path": os.path.abspath(path),
-            "stamps": now if there and fingerprint in (None, there) else None,
-        }
+            "path": path, "file": self._store.array(key).name, "fingerprint": fingerprint or there,
+            "absolute_path": os.path.abspath(path), "stamps": now if there and fingerprint in (None, there) else None,
+        }  # fmt: skip
         self._store.save(key, entry, delta, differences)
         if before and before != key:  # the same folder, spelt otherwise
             self._store.drop([before])
-        self._index[0][entry["absolute_path"]] = self._index[1][entry["fingerprint"]] = key
+        self._index.add(key, entry)
         self._store.write_manifest(spare=True)
 
     def adopt(self, adapter_path: str | Path, **about) -> None:
-        """Give an adapter that is known by its content an entry of its own path; of one that has it, renew `about`.
+        """Give an adapter that was recognised by its content an entry of its own path; if it has one, renew `about`.
 
         Without a valid and whole entry nothing happens. Raises InputError if the states turn out to be damaged.
         """
@@ -190,13 +169,14 @@ class DeltaCache:
         states = None if states is None else np.asarray(states)
         own = _id(path)
         replaced = self._store.entry(own) if key != own else None
-        if replaced and self._index[1].get(replaced["fingerprint"]) == own:  # names were exchanged: its turn comes
-            self._index[1][replaced["fingerprint"]] = aside = self._store.set_aside(own)
+        if replaced and self._index.by_content.get(replaced["fingerprint"]) == own:  # names were exchanged
+            aside = self._store.set_aside(own)
+            self._index.add(aside, replaced)
             self._aside.append(aside)
         self.save_delta(path, mean, states, entry["fingerprint"], **about)
         if not os.path.isdir(entry["absolute_path"]):  # it was moved
             self._store.drop([key])
-            self._index[0].pop(entry["absolute_path"], None)
+            self._index.by_path.pop(entry["absolute_path"], None)
 
     def forget(self, adapter_paths: Iterable[str | Path]) -> None:
         """Drop those entries of these paths that are not valid and whole, so that other programs do not find them."""
@@ -219,8 +199,6 @@ class DeltaCache:
         self._aside = []
         self._store.write_manifest()
 
-    # -- keeping house -------------------------------------------------------------------------------------------------
-
     def verify(self) -> list[dict]:
         """Read and check everything. What is wrong: [{"path", "file", "problem"}], empty if all is well.
 
@@ -240,7 +218,7 @@ class DeltaCache:
 
         Raises InputError if the folder is no cache.
         """
-        self._check_cache()
+        self._store.check_is_cache()
         entries = self._store.entries()
         gone = {key: e["path"] for key, e in entries.items() if not os.path.isdir(e["absolute_path"])}
         self._drop(gone)
@@ -248,7 +226,7 @@ class DeltaCache:
         return list(gone.values())
 
     def summary(self) -> dict:
-        """What there is: folder, base_model, probe_type, num_probes, dtype, adapters, and what it takes in MiB."""
+        """What there is: folder, base_model, probe_type, num_probes, dtype, adapters, and its size in MiB."""
         size = sum(file.stat().st_size for file in self.cache_dir.rglob("*") if file.is_file())
         about = {key: self.config.get(key) for key in ("base_model", "probe_type", "num_probes", "dtype")}
         return {"folder": shown(self.cache_dir)} | about | {"adapters": len(self._store.keys()), "MiB": size / 2**20}
@@ -258,31 +236,24 @@ class DeltaCache:
 
         Raises InputError if the folder is no cache, or one of another configuration.
         """
-        self._check_cache()
+        self._store.check_is_cache()
         if self.config != config:
             raise InputError(f"{shown(self.cache_dir)} is the cache of another configuration; nothing was removed")
         self._store.clear()
         self.__dict__.pop("_index", None)
-
-    def _check_cache(self) -> None:
-        if not self._store.is_cache:
-            raise InputError(f"{shown(self.cache_dir)} is no cache, its config.json is not ours; nothing was removed")
 
     def earlier_weights(self) -> list[str]:
         """A sentence for each cache beside this one that differs in the base's weights alone: they have changed."""
         ours, found = self.config, []
         for file in sorted(self.cache_dir.parent.glob("*/config.json")):
             theirs = (read_checked(file) or {}).get("config", {})
-            other = {"base_fingerprint": "", "base_model": ""}
-            same = {**theirs, **other} == {**ours, **other} and same_base(theirs["base_model"], ours["base_model"])
-            if same and theirs["base_fingerprint"] != ours["base_fingerprint"]:
-                found.append(
-                    f"the files of the base {ours['base_model']} have changed since {shown(file.parent)} was computed; "
-                    "its deltas are not used"
-                )
+            base = {key: theirs.get(key) for key in ("base_model", "base_fingerprint")}
+            if theirs != ours | base or base["base_fingerprint"] == ours["base_fingerprint"]:
+                continue
+            if same_base(theirs["base_model"], ours["base_model"]):
+                since = f"have changed since {shown(file.parent)} was computed; its deltas are not used"
+                found.append(f"the files of the base {ours['base_model']} {since}")
         return found
-
-    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _valid(self, path: str | Path) -> tuple[str | None, dict | None]:
         """Id and entry of the adapter with the content that `path` has now; None, None if there is none."""
@@ -297,31 +268,42 @@ class DeltaCache:
             if now:
                 self._store.change(key, entry, stamps=now)
             return key, entry
-        key = self._index[1].get(content)
+        key = self._index.by_content.get(content)
         entry = key and self._store.entry(key)
         return (key, entry) if entry and entry["fingerprint"] == content else (None, None)
 
     def _find(self, path: str | Path) -> tuple[str | None, dict | None]:
         """Id and entry of this very path, whether its content has changed or not."""
         absolute = os.path.abspath(path)
-        for key in (_id(path), self._index[0].get(absolute)):
+        for key in (_id(path), self._index.by_path.get(absolute)):
             entry = key and self._store.entry(key)
             if entry and entry["absolute_path"] == absolute:
                 return key, entry
         return None, None
 
     @cached_property
-    def _index(self) -> tuple[dict, dict]:
-        """({absolute path: id}, {fingerprint: id}) of the entries there were at first, and of our own since then."""
-        entries = self._store.entries()
-        by_path = {entry["absolute_path"]: key for key, entry in entries.items()}
-        return by_path, {entry["fingerprint"]: key for key, entry in entries.items()}
+    def _index(self) -> "_Index":
+        return _Index(self._store.entries())
 
     def _drop(self, keys: Iterable[str]) -> None:
         if keys:
             self._store.drop(keys)
             self._store.write_manifest()
-            self.__dict__.pop("_index", None)
+            self.__dict__.pop("_index", None)  # made anew from what is left
+
+
+class _Index:
+    """Ids by path and by content, of the entries there were at first, and of our own since then."""
+
+    def __init__(self, entries: dict[str, dict]):
+        self.by_path: dict[str, str] = {}  # absolute ones
+        self.by_content: dict[str, str] = {}  # fingerprints
+        for key, entry in entries.items():
+            self.add(key, entry)
+
+    def add(self, key: str, entry: dict) -> None:
+        self.by_path[entry["absolute_path"]] = key
+        self.by_content[entry["fingerprint"]] = key
 
 
 def _id(path: str | Path) -> str:
@@ -330,14 +312,10 @@ def _id(path: str | Path) -> str:
 
 def _stamps(path: str | Path) -> dict | None:
     """How the adapter's files look without reading them; None where that could be misleading."""
-    try:
+    with contextlib.suppress(InputError, OSError):
         return stamps(Adapter(str(path), name="").files)
-    except (InputError, OSError):
-        return None
 
 
 def _fingerprint(path: str | Path) -> str | None:
-    try:
+    with contextlib.suppress(InputError, OSError):
         return Adapter(str(path), name="").fingerprint
-    except (InputError, OSError):
-        return None

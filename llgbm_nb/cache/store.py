@@ -18,7 +18,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,54 +29,37 @@ from ..files import read_checked, shown, write_checked
 from .arrays import StatesOnDisk, checksum, checksums_by_layer, read_array, write_array
 
 FORMAT = 2  # counts up when an older program could not read a folder
-
-
 BASE = "base"  # the base's id
-
-
 LOCK_SECONDS = 60  # how long another writer may keep the folder to itself
-
-
 SAVES_PER_MANIFEST = 16  # with n entries, the manifest is written again after 1 + n / 16 more
 
-
-#: Names of files that a writer of ours leaves when it is killed.
-_LEFTOVER = re.compile(
+_INTERNAL = ("absolute_path", "stamps", "crc", "activations")  # of an entry: not for other programs
+_LEFTOVER = re.compile(  # names of files that a writer of ours leaves when it is killed
     r"\.(config|manifest|delta_manifest|probes)\.json\..*\.part"
     r"|\.(base|base_activation|[0-9a-f]{12})\.(npy|json)\..*\.part"
     r"|\.{1,2}\d+-[0-9a-f]{12}\.part\.(npy|json)(\..*\.part)?"
 )
 
 
-_INTERNAL = ("absolute_path", "stamps", "crc", "activations")  # of an entry: not for other programs
-
-
 class Store:
     """The files of one cache folder. Raises InputError if it cannot be used, or was written by another version."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.pending, self._entries_before = 0, 0  # changes that the manifest lacks, and what it had about then
+        self.folder, self._config_file, self._manifest = folder, folder / "config.json", folder / "manifest.json"
+        self.pending, self._entries_before = 0, 0  # changes that the manifest lacks, and how many entries it had before
         if folder.exists() and not folder.is_dir():
             raise InputError(f"the cache {shown(folder)} is a file; set cache_dir to a folder")
-        for name in ("config.json", "manifest.json"):
-            self._check_version(folder / name)
+        for file in (self._config_file, self._manifest):
+            self._check_version(file)
 
     @property
     def config(self) -> dict:
-        return (read_checked(self.folder / "config.json") or {}).get("config", {})
-
-    @property
-    def is_cache(self) -> bool:
-        """Whether the folder was made by `save` or `save_config`."""
-        return "config" in (read_checked(self.folder / "config.json") or {})
+        return (read_checked(self._config_file) or {}).get("config", {})
 
     def save_config(self, config: dict) -> None:
         with self.lock():
-            write_checked(self.folder / "config.json", {"format": FORMAT, "config": config})
+            write_checked(self._config_file, {"format": FORMAT, "config": config})
         self.write_manifest()
-
-    # -- arrays --------------------------------------------------------------------------------------------------------
 
     def array(self, key: str) -> Path:
         return self.folder / ("base_activation.npy" if key == BASE else f"{key}.npy")
@@ -90,14 +73,10 @@ class Store:
 
     def states(self, key: str, entry: dict) -> StatesOnDisk | None:
         """a(B) or differences; None if they were not kept or are gone, or if their last layer is damaged."""
-        about = entry["activations"]
-        try:
-            states = StatesOnDisk(self.activations(key), about["shape"], about["crcs"]) if about else None
-            return states if states is not None and states.is_intact(-1) else None
-        except (OSError, ValueError):
-            return None
-
-    # -- entries -------------------------------------------------------------------------------------------------------
+        if about := entry["activations"]:
+            with contextlib.suppress(OSError, InputError):
+                states = StatesOnDisk(self.activations(key), about["shape"], about["crcs"])
+                return None if states.layer(-1) is None else states
 
     def entry(self, key: str) -> dict | None:
         """An entry as it is on disk now; None if it is not there or damaged."""
@@ -105,8 +84,7 @@ class Store:
 
     def entries(self) -> dict[str, dict]:
         """All adapters' entries that are whole, by id."""
-        found = {key: self.entry(key) for key in self.keys()}
-        return {key: entry for key, entry in found.items() if entry}
+        return {key: entry for key in self.keys() if (entry := self.entry(key))}
 
     def keys(self) -> list[str]:
         """Ids of all adapters that have an entry, whole or damaged."""
@@ -122,11 +100,11 @@ class Store:
         if states is not None:
             states = np.ascontiguousarray(states, np.float32)
             about = {"shape": list(states.shape), "crcs": checksums_by_layer(states), "whole": checksum(states)}
-        entry |= {"norm": float(np.linalg.norm(mean)), "shape": list(mean.shape), "crc": checksum(mean)}
-        entry["activations"] = about
+        norm, shape = float(np.linalg.norm(mean)), list(mean.shape)
+        entry |= {"norm": norm, "shape": shape, "crc": checksum(mean), "activations": about}
         with self.lock():
-            if not (self.folder / "config.json").exists():
-                write_checked(self.folder / "config.json", {"format": FORMAT, "config": {}})
+            if not self._config_file.exists():
+                write_checked(self._config_file, {"format": FORMAT, "config": {}})
             if states is not None:
                 self.activations(key).parent.mkdir(exist_ok=True)
                 write_array(self.activations(key), states)
@@ -135,7 +113,7 @@ class Store:
         self.pending += key != BASE
 
     def change(self, key: str, entry: dict, **changes) -> None:
-        """Change what an entry says, if it is still `entry`; in a folder that cannot be written, go without."""
+        """Change what an entry says, if it is still `entry`; in a folder that cannot be written, do nothing."""
         with contextlib.suppress(InputError), self.lock():
             if self.entry(key) == entry:
                 write_checked(self._entry_file(key), entry | changes)
@@ -151,23 +129,20 @@ class Store:
 
     def set_aside(self, key: str) -> str | None:
         """Give an entry and its arrays an id that no list shows, until it is dropped; None if there is no entry."""
-        entry = self.entry(key)
+        entry, aside = self.entry(key), f".{os.getpid()}-{key}.part"
         if entry is None:
             return None
-        aside = f".{os.getpid()}-{key}.part"
         with self.lock():
             for place in (self.activations, self.array):
                 if place(key).exists():
                     os.replace(place(key), place(aside))
-                    os.utime(place(aside))  # it is young, for who looks for leftovers
+                    os.utime(place(aside))  # recent, so that it is not taken for a leftover
             write_checked(self._entry_file(aside), entry)
             self._entry_file(key).unlink(missing_ok=True)
         return aside
 
     def _entry_file(self, key: str) -> Path:
         return self.folder / "entries" / f"{key}.json"
-
-    # -- the manifest --------------------------------------------------------------------------------------------------
 
     def listed(self) -> dict[str, dict]:
         """What a manifest made now would list."""
@@ -179,26 +154,22 @@ class Store:
             self._entries_before = self._entries_before or len(self.keys())
             if self.pending <= self._entries_before / SAVES_PER_MANIFEST:
                 return
-        file = self.folder / "manifest.json"
-        if not self.pending and self._is_current(file):
+        if not self.pending and self._is_current():
             return
         with self.lock():  # who comes later sees all that was there before
             content = {"format": FORMAT, "config": self.config, "adapters": self.listed()}
-            write_checked(file, content, indent=1)
+            write_checked(self._manifest, content, indent=1)
         self.pending, self._entries_before = 0, len(content["adapters"])
 
-    def _is_current(self, file: Path) -> bool:
+    def _is_current(self) -> bool:
+        """Whether the manifest is younger than its sources, undamaged, and lists as many entries as there are."""
+        sources = [file for file in (self.folder / "entries", self._config_file) if file.exists()]
         try:
-            written = file.stat().st_mtime_ns
-            sources = [other for other in (self.folder / "entries", self.folder / "config.json") if other.exists()]
-            if any(other.stat().st_mtime_ns >= written for other in sources):
-                return False
-            content = read_checked(file)
-            return content is not None and len(content["adapters"]) == len(self.keys())
+            newest = max([file.stat().st_mtime_ns for file in sources], default=0)
+            content = read_checked(self._manifest) if newest < self._manifest.stat().st_mtime_ns else None
         except OSError:
             return False
-
-    # -- keeping house -------------------------------------------------------------------------------------------------
+        return content is not None and len(content["adapters"]) == len(self.keys())
 
     def problems(self) -> list[tuple[dict, Path, str]]:
         """What is wrong with the files: (entry or {}, file, problem)."""
@@ -209,33 +180,34 @@ class Store:
                 wrong.append(({}, self._entry_file(key), "damaged"))
                 continue
             known.add(self.array(key))
-            mean, about = self.mean(key, entry), entry["activations"]
+            mean = self.mean(key, entry)
             if mean is None:
                 wrong.append((entry, self.array(key), "missing or damaged"))
-            if about:
-                states = read_array(self.activations(key), about["shape"], about["whole"])
-                if states is None or self.states(key, entry) is None:
+            if entry["activations"]:
+                states = self.states(key, entry)
+                states = states and states.whole()
+                if states is None:
                     wrong.append((entry, self.activations(key), "missing or damaged"))
                 elif mean is not None and not np.array_equal(states[:, -1].mean(axis=0, dtype=np.float32), mean):
                     wrong.append((entry, self.array(key), "not the mean of its activations"))
-        wrong += [
-            ({}, file, "no entry names it") for file in sorted(self.folder.glob("[!.]*.npy")) if file not in known
-        ]
-        file = self.folder / "manifest.json"
+        stray = sorted(set(self.folder.glob("[!.]*.npy")) - known)
+        wrong += [({}, file, "no entry names it") for file in stray]
         try:
-            same = json.loads(file.read_bytes())["adapters"] == json.loads(json.dumps(self.listed()))
+            same = json.loads(self._manifest.read_bytes())["adapters"] == json.loads(json.dumps(self.listed()))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             same = False
-        return wrong if same else [*wrong, ({}, file, "it does not list these entries")]
+        return wrong if same else [*wrong, ({}, self._manifest, "it does not list these entries")]
+
+    def check_is_cache(self) -> None:
+        """Raises InputError unless the folder was made by `save` or `save_config`."""
+        if "config" not in (read_checked(self._config_file) or {}):
+            raise InputError(f"{shown(self.folder)} is no cache, its config.json is not ours; nothing was removed")
 
     def remove_leftovers(self, seconds: float = 3600) -> None:
-        """Remove what writers that were killed left at least `seconds` ago: half-written files, and arrays that no
-        entry names."""
-        for folder in (self.folder, self.folder / "entries", self.folder / "activations"):
-            for file in folder.glob("*") if folder.is_dir() else ():
-                array = re.fullmatch(r"([0-9a-f]{12})\.npy", file.name)
-                if not _LEFTOVER.fullmatch(file.name) and not (array and self.entry(array[1]) is None):
-                    continue
+        """Remove half-written files, and arrays that no entry names, of writers killed at least `seconds` ago."""
+        for file in (*self.folder.glob("*"), *self.folder.glob("entries/*"), *self.folder.glob("activations/*")):
+            array = re.fullmatch(r"([0-9a-f]{12})\.npy", file.name)
+            if _LEFTOVER.fullmatch(file.name) or (array and self.entry(array[1]) is None):
                 with contextlib.suppress(OSError):
                     if time.time() - file.stat().st_mtime > seconds:
                         file.unlink()
@@ -245,24 +217,23 @@ class Store:
         self.drop([BASE, *self.keys()])
         with self.lock():
             self.remove_leftovers(0)
-            for name in ("manifest.json", "config.json"):
-                (self.folder / name).unlink(missing_ok=True)
+            self._manifest.unlink(missing_ok=True)
+            self._config_file.unlink(missing_ok=True)
         (self.folder / ".lock").unlink(missing_ok=True)
         for folder in (self.folder / "entries", self.folder / "activations", self.folder):
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
     @contextlib.contextmanager
-    def lock(self):
+    def lock(self) -> Iterator[None]:
         """The folder for ourselves. Raises InputError if it cannot be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock", timeout=LOCK_SECONDS):
                 yield
         except Timeout as error:
-            raise InputError(
-                f"another program has kept {shown(self.folder)} locked for {LOCK_SECONDS} s; end it and run again"
-            ) from error
+            wrong = f"another program has kept {shown(self.folder)} locked for {LOCK_SECONDS} s"
+            raise InputError(f"{wrong}; end it and run again") from error
         except OSError as error:
             file = shown(error.filename2 or error.filename or self.folder)
             todo = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
@@ -279,7 +250,7 @@ class Store:
         version = re.match(rb'\s*\{\s*"format": (\d+)', start)
         if version and int(version[1]) > FORMAT:
             raise InputError(f"{shown(file)} was written by a newer version of this program; update, or move it away")
-        if file.name == "manifest.json" and not version and not (self.folder / "config.json").exists():
+        if file == self._manifest and not version and not self._config_file.exists():
             raise InputError(f"{shown(file)} is not from this program; set cache_dir to another folder")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, first_sentence
 from ..files import files_fingerprint
 
 UNKNOWN = "unknown"  # the domain of an adapter without one
@@ -18,17 +18,17 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 TOKENIZER = ("tokenizer.json", "added_tokens.json")  # what `check_tokenizer` reads
 MODEL_CONFIG = "config.json"
-MODEL_WEIGHTS = {
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-}  # fmt: skip
+MODEL_WEIGHTS = {name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
+
+_TOKENS: dict[str, list[str]] = {}  # by a tokenizer file's fingerprint: adapters of one base bring along the same one
 
 
 @dataclass(frozen=True)
 class Adapter:
     """One adapter's folder, or a full checkpoint's.
 
-    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` is the reason why
-    an adapter that a list names is unavailable; its `path` is then what the list calls it.
+    `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` is why one
+    that a list names is unavailable; its `path` is then what the list calls it.
     """
 
     path: str
@@ -63,8 +63,7 @@ class Adapter:
         """What kind of adapter it is, for tables: "LoRA r8 q,v", "DoRA r16 all linear", "IA3", "full model", …"""
         if self.is_checkpoint:
             return "full model"
-        kind = str(self.config.get("peft_type", "?"))
-        if kind != "LORA":
+        if (kind := str(self.config.get("peft_type", "?"))) != "LORA":
             return kind
         variant = "DoRA" if self.config.get("use_dora") else "rsLoRA" if self.config.get("use_rslora") else "LoRA"
         return f"{variant} r{self.config.get('r', '?')} {_targets_in_short(self.config.get('target_modules'))}"
@@ -116,8 +115,7 @@ class Adapter:
         except SafetensorError as error:
             raise InputError(f"{file.name} is damaged or cut off ({error})") from error
         except Exception as error:  # torch.load raises many kinds for a damaged or unsafe pickle
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"{file.name} cannot be read as plain tensors ({reason})") from error
+            raise InputError(f"{file.name} cannot be read as plain tensors ({first_sentence(error)})") from error
         if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
             raise InputError(f"{file.name} does not hold tensors by name")
         # A sum is finite only if all its terms are, and quick; it can overflow without that, so look again.
@@ -151,13 +149,12 @@ def shard_names(folder: str | Path) -> set[str]:
 
 def shards_below(folder: str | Path) -> list[Path]:
     """A model's weights that its index names in folders below its own."""
-    named = sorted(name for name in shard_names(folder) if "/" in name)
-    return [Path(folder) / name for name in named if (Path(folder) / name).is_file()]
+    return [file for name in sorted(shard_names(folder)) if "/" in name and (file := Path(folder) / name).is_file()]
 
 
 def check_tokenizer(adapter: Adapter, tokenizer) -> None:
     """Raises InputError if the adapter's folder holds a tokenizer with tokens that the base's `tokenizer` lacks."""
-    tokens = _added_tokens(adapter.path)
+    tokens = [token for name in TOKENIZER for token in _tokens_in(Path(adapter.path) / name)]
     known = tokenizer.convert_ids_to_tokens([tokenizer.convert_tokens_to_ids(token) or 0 for token in tokens])
     if lacking := [token for token, same in zip(tokens, known, strict=True) if token != same]:
         raise InputError(
@@ -166,32 +163,21 @@ def check_tokenizer(adapter: Adapter, tokenizer) -> None:
         )
 
 
-_TOKENS: dict[str, list[str]] = {}  # by fingerprint: adapters of one base bring along the same tokenizer
-
-
-def _added_tokens(folder: str) -> list[str]:
-    added = []
-    for file in (Path(folder) / name for name in TOKENIZER):
-        if file.is_file():
-            key = files_fingerprint([file])
-            if key not in _TOKENS:
-                _TOKENS[key] = _tokens_in(file)
-            added += _TOKENS[key]
-    return added
-
-
 def _tokens_in(file: Path) -> list[str]:
+    if not file.is_file():
+        return []
+    if (key := files_fingerprint([file])) in _TOKENS:
+        return _TOKENS[key]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if file.name == "added_tokens.json":
-            tokens = [*content]
-        else:
-            tokens = [token["content"] for token in content.get("added_tokens") or ()]
-        if not all(isinstance(token, str) for token in tokens):
+        added = (
+            content if file.name == "added_tokens.json" else [t["content"] for t in content.get("added_tokens") or ()]
+        )
+        if not all(isinstance(token, str) for token in added):
             raise TypeError("a token is not a text")
-        return tokens
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"its {file.name} cannot be read ({error})") from error
+    return _TOKENS.setdefault(key, list(added))
 
 
 def _targets_in_short(targets) -> str:

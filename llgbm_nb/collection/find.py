@@ -19,8 +19,7 @@ from .hub_lists import listed_adapters
 def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
     """Every folder below `checkpoint_dir` with an adapter or a full checkpoint in it, sorted; hidden ones left out.
 
-    Links are followed, and a folder that several lead to is listed once.
-    Raises InputError if the folder does not exist.
+    Links are followed, and a folder that several lead to is listed once. Raises InputError if there is no such folder.
     """
     if not Path(checkpoint_dir).is_dir():
         raise InputError(f"the checkpoint folder {shown(checkpoint_dir)} does not exist; set checkpoint_dir")
@@ -51,11 +50,10 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     root = Path(checkpoint_dir)
     if root.is_file():
         return listed_adapters(root)
-    if not (paths := find_adapter_paths(root)):
-        todo = f"Put adapters in {shown(root)}/<domain>/<name>/ or set checkpoint_dir."
-        raise InputError(
-            f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model. {todo}"
-        )
+    paths = find_adapter_paths(root)
+    if not paths:
+        wrong = f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model"
+        raise InputError(f"{wrong}. Put adapters in {shown(root)}/<domain>/<name>/ or set checkpoint_dir.")
     parts = [Path(path).relative_to(root).parts for path in paths]
     labels = _read_labels(root)
     if labels is None:

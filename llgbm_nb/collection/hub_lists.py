@@ -87,9 +87,8 @@ def listed_adapters(file: str | Path) -> list[Adapter]:
     names, found = _names(file, lines), _fetch_all([line for line in lines if line.repo])
     adapters, taken = [], {}
     for line, name in zip(lines, names, strict=True):
-        path, problem = (line.folder, "") if line.folder else found[line]
-        if line.folder and not os.path.isdir(path):
-            problem = "there is no such folder"
+        gone = "" if os.path.isdir(line.folder) else "there is no such folder"
+        path, problem = (line.folder, gone) if line.folder else found[line]
         if not problem and taken.setdefault(path, line) is not line:  # a branch and its commit, or a snapshot's folder
             path, problem = line.id, f"it is the same as {taken[path].id}, in line {taken[path].number} of the list"
         adapters.append(Adapter(path, name, line.domain or UNKNOWN, problem))
@@ -117,26 +116,20 @@ def fetch(repo: str, revision: str = "") -> Path:
     Raises InputError, in one sentence, if the repo cannot be fetched or is neither.
     """
     try:
-        return _cached(repo, revision) or _downloaded(repo, revision)
-    except InputError:
-        raise
+        folder = _cached(repo, revision) or _snapshot(repo, revision, ADAPTER)
+        if _lacking(folder):
+            folder = _snapshot(repo, revision, PICKLED if (folder / CONFIG).is_file() else MODEL)
     except Exception as error:  # the hub's client and the network below it raise many kinds
         raise InputError(_reason(error)) from error
+    if lacking := _lacking(folder):
+        raise InputError(f"no adapter, and no model in safetensors, could be fetched from it: {lacking}")
+    return folder
 
 
 def _cached(repo: str, revision: str) -> Path | None:
     with contextlib.suppress(Exception):  # it is not there; or what is wrong with the cache shows when the hub is asked
         folder = _snapshot(repo, revision, ADAPTER, local_files_only=True)
         return None if _lacking(folder) else folder
-
-
-def _downloaded(repo: str, revision: str) -> Path:
-    folder = _snapshot(repo, revision, ADAPTER)
-    if _lacking(folder):
-        folder = _snapshot(repo, revision, PICKLED if (folder / CONFIG).is_file() else MODEL)
-    if lacking := _lacking(folder):
-        raise InputError(f"no adapter, and no model in safetensors, could be fetched from it: {lacking}")
-    return folder
 
 
 def _snapshot(repo: str, revision: str, files: list[str], **options) -> Path:
@@ -197,15 +190,13 @@ def _fetched(line: Line) -> tuple[str, str]:
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
     """The hub's client without its bars and warnings, which would otherwise stand in every executed report."""
-    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
-    utils.logging.set_verbosity_error()
-    utils.disable_progress_bars()
-    try:
+    with contextlib.ExitStack() as afterwards:
+        afterwards.callback(utils.logging.set_verbosity, utils.logging.get_verbosity())
+        if not utils.are_progress_bars_disabled():
+            afterwards.callback(utils.enable_progress_bars)
+        utils.logging.set_verbosity_error()
+        utils.disable_progress_bars()
         yield
-    finally:
-        utils.logging.set_verbosity(level)
-        if bars:
-            utils.enable_progress_bars()
 
 
 def _line(number: int, row: str, beside: Path) -> Line:

@@ -14,6 +14,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "tokens": ["beside_the_mean", "domain_tokens", "top_tokens"],
     "alternatives": ["compare_methods", "methods_table", "methods_text"],
     "soundness": ["check_soundness"],
-    "reference": ["reference_activations", "reference_delta"],
     "figures": ["chance_figure", "count_figure", "grid_figure", "trust_figure"],
 })  # fmt: skip

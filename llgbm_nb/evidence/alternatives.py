@@ -1,9 +1,9 @@
 """The alternatives to deltas on the same adapters, in one table: from the weights, and from what the models write.
 
-Each method gives cosines over n adapters, float64 (n, n), diagonal 1, with NaN in the rows and columns of adapters that
-it cannot represent, and how many numbers describe each adapter, int64 (n,). What is zero is similar to nothing, as in
-`analysis.similarity`. The methods are those that the Delta Activations paper compares with (arXiv 2509.04442), and the
-exact change of the weights. How deltas are measured and kept is unknown here.
+Each method gives two arrays over n adapters: cosines, float64 (n, n), with NaN in the rows and columns of those that it
+cannot represent, and sizes, int64 (n,), how many numbers describe each. What is zero is similar to nothing. They are
+the methods that the Delta Activations paper compares with (arXiv 2509.04442), and the exact change of the weights. How
+deltas are measured and kept is unknown here.
 """
 
 from collections import defaultdict
@@ -36,86 +36,82 @@ NEW_TOKENS = 32  # of a continuation
 _COLUMNS = 2**16  # of flattened tensors that are multiplied at once, which bounds the memory for it
 
 
-def compare_methods(
-    run: DeltaRun, base: BaseModel, sentence_encoder: str = "", delta_seconds: float = np.nan
-) -> pd.DataFrame:
-    """How well each method tells the domains apart: a row per method, all of them on the same adapters.
+def compare_methods(run: DeltaRun, base: BaseModel, sentence_encoder="", delta_seconds=np.nan) -> pd.DataFrame:
+    """How well each method tells the domains apart, a row per method, on the adapters that all methods can represent.
 
-    These are the adapters with a domain that every method can represent. Columns: dimension (how many numbers describe
-    an adapter, at most), seconds (per adapter, reading included, loading the base not; of deltas what the caller
-    measured, `delta_seconds`), silhouette (by domain, cosine distance), nearest neighbour (the share of adapters whose
-    nearest other one has their domain) and adapters (how many). `attrs["chance"]` is the share that random neighbours
-    would have, `attrs["note"]` says who was left out, and why there are no scores where they are NaN.
-    Output sentences are compared only with a `sentence_encoder`, a hub id or a folder. Raises InputError if it cannot
-    be loaded.
+    Columns: dimension (the largest size), seconds (per adapter, reading included, loading the base not; of deltas what
+    the caller measured, `delta_seconds`), silhouette (by domain, cosine distance), nearest neighbour (the share of
+    adapters whose nearest other one has their domain) and adapters (how many). `attrs["chance"]` is the share that
+    random neighbours would have, `attrs["note"]` says who was left out, and why scores are NaN where they are.
+    Output sentences need a `sentence_encoder`, a hub id or a folder. Raises InputError if it cannot be loaded.
     """
-    encoder = load_encoder(sentence_encoder, base) if sentence_encoder else None
     labelled = run.delta_set.subset(i for i, domain in enumerate(run.delta_set.domains) if domain != UNKNOWN)
-    adapters = labelled.adapters
+    adapters, found, seconds, rows = labelled.adapters, {}, {}, {}
     methods = {
-        "flattened weights": _timed(flattened_weights, adapters),
-        "weight change": _timed(weight_changes, adapters, base.model),
-        "salient mask": _timed(salient_masks, adapters),
+        "flattened weights": (flattened_weights,),
+        "weight change": (weight_changes, base.model),
+        "salient mask": (salient_masks,),
     }
-    if encoder:
-        methods["output sentences"] = _timed(output_sentences, adapters, labelled.probes, base, encoder)
-    there = {name: np.isfinite(np.diag(cosines)) for name, (cosines, _, _) in methods.items()}
+    if sentence_encoder:
+        methods["output sentences"] = output_sentences, labelled.probes, base, load_encoder(sentence_encoder, base)
+    for name, (method, *arguments) in methods.items():
+        start = perf_counter()
+        found[name] = method(adapters, *arguments)
+        seconds[name] = (perf_counter() - start) / max(1, len(adapters))
+    there = {name: np.isfinite(np.diag(cosines)) for name, (cosines, _) in found.items()}
     keep = np.flatnonzero(np.all([*there.values()], axis=0))
     compared = labelled.subset(keep)
     domains = np.array(compared.domains, dtype=str)
-    counts = np.unique(domains, return_counts=True)[1]
-
-    rows = {}
-    for name, (cosines, sizes, seconds) in methods.items():
-        rows[name] = int(sizes[keep].max(initial=0)), seconds, *_scores(cosines[np.ix_(keep, keep)], domains)
-    for name, deltas in _deltas(compared).items():
-        rows[name] = deltas.shape[1], delta_seconds, *_scores(similarity(deltas), domains)
+    for name, (cosines, sizes) in found.items():
+        rows[name] = int(sizes[keep].max(initial=0)), seconds[name], *_scores(cosines[np.ix_(keep, keep)], domains)
+    numbers = compared.layer_numbers
+    for layer in dict.fromkeys((numbers[-1], numbers[len(numbers) // 2])):  # the deepest one, and half-way
+        deltas = compared.deltas(layer)
+        about = deltas.shape[1], delta_seconds
+        rows[f"delta, layer {layer}"] = *about, *_scores(similarity(deltas), domains)
+        rows[f"delta, layer {layer}, centered"] = *about, *_scores(similarity(centered(deltas)), domains)
     columns = ["dimension", "seconds", "silhouette", "nearest neighbour"]
     frame = pd.DataFrame(rows.values(), pd.Index(rows, name="method"), columns)
     frame["adapters"] = len(keep)
-    pairs = len(keep) * (len(keep) - 1)
-    frame.attrs["chance"] = float((counts * (counts - 1)).sum() / pairs) if _enough(domains) else np.nan
-    frame.attrs["note"] = _note(adapters, there, len(run.delta_set) - len(labelled), keep, domains)
+    scored = bool(frame["silhouette"].notna().all())
+    counts = np.unique(domains, return_counts=True)[1]
+    chance = float((counts * (counts - 1)).sum() / (len(keep) * (len(keep) - 1))) if scored else np.nan
+    note = _note(adapters, there, len(run.delta_set) - len(labelled), compared, scored)
+    frame.attrs |= {"chance": chance, "note": note}
     return frame
 
 
 def methods_table(found: pd.DataFrame) -> pd.DataFrame:
     """`compare_methods`' table for people."""
-    columns = {
-        "dimension": ("{:,}", found["dimension"]),
-        "seconds each": ("{:.2f} s", found["seconds"]),
-        "silhouette": ("{:.2f}", found["silhouette"]),
-        "nearest is of its domain": ("{:.0f} %", 100 * found["nearest neighbour"]),
-    }
-    shown = {
-        name: [form.format(value) if np.isfinite(value) else "–" for value in values]
-        for name, (form, values) in columns.items()
-    }
-    return pd.DataFrame(shown, index=found.index)
+    found = found.assign(**{"nearest neighbour": 100 * found["nearest neighbour"]})
+    forms = {"dimension": "{:,}", "seconds": "{:.2f} s", "silhouette": "{:.2f}", "nearest neighbour": "{:.0f} %"}
+    shown = {name: found[name].map(form.format).where(found[name].notna(), "–") for name, form in forms.items()}
+    names = {"seconds": "seconds each", "nearest neighbour": "nearest is of its domain"}
+    return pd.DataFrame(shown).rename(columns=names)
 
 
 def methods_text(found: pd.DataFrame) -> str:
     """How to read `compare_methods`' table."""
-    lines = []
-    if len(found) and found["silhouette"].notna().any():
+    chance, lines = found.attrs["chance"], []
+    if np.isfinite(chance):
         lines.append(
             f"All on the same {found['adapters'].iloc[0]} adapters. Silhouette: near 1, domains lie apart; by chance "
-            f"the nearest other adapter is of its domain for {100 * found.attrs['chance']:.0f} %."
+            f"the nearest other adapter is of its domain for {100 * chance:.0f} %."
         )
-        if (found["nearest neighbour"] < found.attrs["chance"] / 2).any():
-            lines.append(
-                "Where it is far less, what adapters of different domains have in common, such as a seed, a rank or "
-                "modules, weighs more than what they learned."
-            )
+    if (found["nearest neighbour"] < chance / 2).any():
+        lines.append(
+            "Where it is far less, what adapters of different domains have in common, such as a seed, a rank or "
+            "modules, weighs more than what they learned."
+        )
     return "\n".join(filter(None, [*lines, found.attrs["note"]]))
 
 
 def flattened_weights(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of the adapters' weights as they are saved, all tensors end to end; and sizes.
+    """Cosines of the adapters' weights as they are saved, all tensors end to end.
 
     Tensors are the same if name and shape are; one that the other adapter lacks is orthogonal to all of its. An
-    embedding's base weights, which PEFT saves along with its factors, are not the adapter's and do not count. Full
-    checkpoints, and adapters that cannot be read, are NaN.
+    embedding's base weights, which PEFT saves along with its factors, do not count. NaN: full checkpoints, and adapters
+    that cannot be read.
     """
     products, sizes, alike = *_nothing(adapters), defaultdict(list)
     for row, weights in _read(adapters, _weights):
@@ -135,9 +131,9 @@ def weight_changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple
 
         <B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T)            the traces of both sides are equal
 
-    and sizes. What differs only in how a change is factored is the same here. A module that an adapter lacks does not
-    change. The LM head is left out: it lies outside of the body, and moves no hidden state. DoRA is read as LoRA,
-    without its magnitudes. Whatever else is not plain LoRA (see `lora.is_plain`), or cannot be read, is NaN.
+    What differs only in how a change is factored is the same here. The LM head is left out: it lies outside of the body
+    and moves no hidden state. DoRA is read as LoRA, without its magnitudes. NaN: whatever else is not plain LoRA (see
+    `lora.is_plain`), or cannot be read.
     """
     products, sizes, modules = *_nothing(adapters), defaultdict(list)
     for row, lora in _read(adapters, partial(_lora, LoraReader(model))):
@@ -146,8 +142,8 @@ def weight_changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple
             modules[name].append((row, *factors))
     for group in modules.values():
         rows = [row for row, *_ in group]
-        all_a = torch.cat([a.float() for _, a, _, _ in group])  # (sum of ranks, in)
-        all_b = torch.cat([b.float() * scale for _, _, b, scale in group], dim=1)  # (out, sum of ranks)
+        all_a = torch.cat([a for _, a, _, _ in group])  # (sum of ranks, in)
+        all_b = torch.cat([b * scale for _, _, b, scale in group], dim=1)  # (out, sum of ranks)
         pairs = (all_a @ all_a.T).mul_(all_b.T @ all_b).numpy()
         starts = np.cumsum([0, *(len(a) for _, a, _, _ in group[:-1])])  # of each adapter's block
         sums = np.add.reduceat(pairs, starts, axis=0, dtype=np.float64)
@@ -156,12 +152,12 @@ def weight_changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple
 
 
 def salient_masks(adapters: Sequence[Adapter], share: float = SHARE) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of the adapters' salient masks, |both| / sqrt(|one| |other|), and sizes.
+    """Cosines of the adapters' salient masks, |both| / sqrt(|one| |other|).
 
     A mask is the `share` of an adapter's saved weights that are largest by magnitude, after Localize-and-Stitch (He et
     al. 2024, arXiv 2408.13656), whose masks, as the paper's, are of all the model's weights. Weights are the same if
     tensor name, shape and position are. All as large as the smallest salient one are salient, too, and zeros never are.
-    What is NaN, and what does not count, is as in `flattened_weights`. Raises InputError for a share outside of (0, 1].
+    NaN, and what does not count: as in `flattened_weights`. Raises InputError for a share outside of (0, 1].
     """
     if not 0 < share <= 1:
         raise InputError(f"share is {share!r}; it must be above 0 and at most 1")
@@ -181,14 +177,12 @@ def salient_masks(adapters: Sequence[Adapter], share: float = SHARE) -> tuple[np
     return _cosines(products + (matrix @ matrix.T).toarray()), sizes
 
 
-def output_sentences(
-    adapters: Sequence[Adapter], probes: Sequence[str], base: BaseModel, encoder: tuple
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of what the adapters write, each one's mean sentence embedding of its continuations of `probes`; sizes.
+def output_sentences(adapters: Sequence[Adapter], probes: Sequence[str], base: BaseModel, encoder: tuple) -> tuple:
+    """Cosines of what the adapters write: each one's mean sentence embedding of its continuations of `probes`.
 
     A continuation is greedy, of NEW_TOKENS tokens or until the model ends it. `encoder` is what `load_encoder` gives;
-    embeddings are its last hidden states, averaged over the tokens and scaled to length 1. Full checkpoints, and
-    adapters that PEFT cannot put on the base, are NaN.
+    embeddings are its last hidden states, averaged over the tokens and scaled to length 1. NaN: full checkpoints, and
+    adapters that PEFT cannot put on the base.
     """
     products, sizes = _nothing(adapters)
     before, found = base_state(base.model), {}
@@ -226,39 +220,20 @@ def load_encoder(name: str, base: BaseModel) -> tuple:
     return model.to(base.device).eval(), tokenizer
 
 
-def _deltas(delta_set: DeltaSet) -> dict[str, np.ndarray]:
-    """The deltas (adapters, hidden) at the deepest layer and at the one half-way, as they are and centered."""
-    numbers, found = delta_set.layer_numbers, {}
-    for layer in dict.fromkeys((numbers[-1], numbers[len(numbers) // 2])):
-        found[f"delta, layer {layer}"] = deltas = delta_set.deltas(layer)
-        found[f"delta, layer {layer}, centered"] = centered(deltas)
-    return found
-
-
 def _weights(adapter: Adapter) -> dict[str, torch.Tensor] | None:
     """An adapter's own tensors in their stored dtype; None if they cannot be read, as those of a full checkpoint."""
-    try:
-        tensors = adapter.read_tensors()
-    except InputError:
-        return None
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".base_layer.weight")}
+    with suppress(InputError):
+        return {name: t for name, t in adapter.read_tensors().items() if not name.endswith(".base_layer.weight")}
 
 
 def _lora(read_lora: LoraReader, adapter: Adapter) -> Lora | None:
-    """An adapter as plain LoRA, in the dtype that it is stored in; None if it is anything else, or cannot be read."""
-    try:
+    """An adapter as plain LoRA; None if it is anything else, or cannot be read."""
+    with suppress(Exception):  # an InputError, or a config that PEFT's own functions stumble over
         tensors, config = adapter.read_tensors(), read_config(adapter)
         if getattr(config, "use_dora", False):
             config.use_dora = False
             tensors = {name: t for name, t in tensors.items() if "lora_magnitude_vector" not in name}
-        lora = read_lora(config, tensors) if is_plain(config) else None
-    except Exception:  # an InputError, or a config that PEFT's own functions stumble over
-        return None
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if lora is None or len(dtypes) > 1:
-        return lora
-    [dtype] = dtypes  # half the memory, if it is bfloat16, and nothing is lost
-    return Lora({name: (a.to(dtype), b.to(dtype), scale) for name, (a, b, scale) in lora.factors.items()})
+        return read_lora(config, tensors) if is_plain(config) else None
 
 
 def _continuations(model: torch.nn.Module, base: BaseModel, probes: Sequence[str]) -> list[str]:
@@ -297,52 +272,38 @@ def _nothing(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
 
 def _cosines(products: np.ndarray) -> np.ndarray:
     """Inner products (n, n) to cosines, diagonal 1; NaN where the diagonal, the squared length, is not finite."""
-    lengths = np.sqrt(np.diag(products))
-    inverse = np.where(lengths > 0, 1.0 / np.where(lengths > 0, lengths, 1.0), 0.0)
-    inverse[~np.isfinite(lengths)] = np.nan
+    lengths = np.sqrt(np.where(np.isfinite(np.diag(products)), np.diag(products), np.nan))
+    inverse = np.divide(1.0, lengths, out=np.zeros(len(lengths)), where=lengths != 0)
     cosines = np.clip(products * inverse * inverse[:, None], -1.0, 1.0)
-    np.fill_diagonal(cosines, np.where(np.isfinite(lengths), 1.0, np.nan))
+    np.fill_diagonal(cosines, lengths * 0 + 1)
     return cosines
-
-
-def _timed(method, adapters: Sequence[Adapter], *arguments) -> tuple[np.ndarray, np.ndarray, float]:
-    """A method's cosines and sizes, and the seconds that it took per adapter."""
-    start = perf_counter()
-    return *method(adapters, *arguments), (perf_counter() - start) / max(1, len(adapters))
-
-
-def _enough(domains: np.ndarray) -> bool:
-    """Whether there are two domains, and one of them has two adapters."""
-    return 2 <= len(np.unique(domains)) < len(domains)
 
 
 def _scores(cosines: np.ndarray, domains: np.ndarray) -> tuple[float, float]:
     """Silhouette by domain with cosine distance, and the share of rows whose nearest other one has their domain."""
-    if not _enough(domains):
+    if not 2 <= len(set(domains)) < len(domains):  # two domains, one of them with two adapters
         return np.nan, np.nan
     distances, others = np.clip(1.0 - cosines, 0.0, None), cosines - 3 * np.eye(len(cosines))
     same = domains[others.argmax(axis=1)] == domains  # argmax takes the first of equally near ones
     return float(silhouette_score(distances, domains, metric="precomputed")), float(same.mean())
 
 
-def _note(adapters: list[Adapter], there: dict[str, np.ndarray], unlabelled: int, keep, domains: np.ndarray) -> str:
+def _note(adapters: list[Adapter], there: dict[str, np.ndarray], unlabelled: int, compared: DeltaSet, scored: bool):
     """Who was left out of the table, how DoRA was read, and why there are no scores where there are none."""
     checkpoint = np.array([adapter.is_checkpoint for adapter in adapters], dtype=bool)
     read, plain = there["flattened weights"] | checkpoint, there["weight change"]
-    left_out = {
+    counts = {
         "no plain LoRA": (read & ~plain).sum(),
         "files that cannot be read": (~read).sum(),
         "no output": (plain & ~there.get("output sentences", plain)).sum(),
         "no domain": unlabelled,
     }
-    dora, sentences = sum(bool(adapters[row].config.get("use_dora")) for row in keep), []
-    if any(left_out.values()):
-        sentences.append("Left out: " + ", ".join(f"{n} ({why})" for why, n in left_out.items() if n) + ".")
-    if dora:
-        sentences.append(f"DoRA, their weights read as LoRA without the magnitudes: {dora}.")
-    if adapters and not _enough(domains):
-        sentences.append(
-            "Scores need at least two domains, one of them with two adapters; "
-            f"there are {len(keep)} adapters in {len(set(domains))} domains here."
-        )
-    return " ".join(sentences)
+    left_out = ", ".join(f"{count} ({why})" for why, count in counts.items() if count)
+    dora = sum(bool(adapter.config.get("use_dora")) for adapter in compared.adapters)
+    there_are = f"there are {len(compared)} adapters in {len(set(compared.domains))} domains here"
+    sentences = [
+        left_out and f"Left out: {left_out}.",
+        dora and f"DoRA, their weights read as LoRA without the magnitudes: {dora}.",
+        adapters and not scored and f"Scores need at least two domains, one of them with two adapters; {there_are}.",
+    ]
+    return " ".join(filter(None, sentences))

@@ -1,7 +1,6 @@
-"""Could it be chance? Numbers that say how far a collection's picture is to be trusted; numpy in, numpy out.
+"""Could it be chance? How far a collection's picture is to be trusted, from the differences that were measured.
 
-All of them come from the differences that one pass has produced. How these were measured is unknown here, and nothing
-is measured again.
+Numpy in, numpy out: how differences are measured is unknown here, and nothing is measured again.
 """
 
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ PAIRED = 1000  # adapters whose pairs are correlated; of more, so many random on
 class Reliability:
     """How well two halves of the probes agree on which adapters are similar, over `splits` ways to halve them.
 
-    `half` is the mean correlation between the halves' cosines, `full` what it predicts for all probes together
-    (Spearman 1910, Brown 1910: 2 r / (1 + r)). NaN with the reason in `note` where it cannot be said.
+    `half` is the mean correlation r between the halves' cosines, `full` what it predicts for all probes together
+    (Spearman 1910, Brown 1910): 2 r / (1 + r). NaN with the reason in `note` where it cannot be said.
     """
 
     half: float
@@ -38,8 +37,8 @@ class Chance:
     """What of a silhouette and of nearest neighbours chance could have done; NaN with the reason in `note`.
 
     `score` is the silhouette by domain, `p` the share of shuffled labellings (the true one among them) that reach it,
-    `interval` its 95 % interval over adapters drawn anew within each domain, `shuffled` (permutations,) the silhouettes
-    of the shuffled labellings. `accuracy` is the share of adapters whose nearest other has the same domain,
+    `interval` its 95 % interval over adapters drawn anew within each domain, `shuffled` (permutations,) the shuffled
+    labellings' silhouettes. `accuracy` is the share of adapters whose nearest other has their domain,
     `expected_accuracy` what that is by chance, and `accuracy_p` as `p`.
     """
 
@@ -66,15 +65,13 @@ def reliability(differences: np.ndarray, centered: bool = False, seed: int = 0) 
 
     All ways to split the probes in two are taken (of an odd number, one half has one more), or SPLITS random ones.
     """
-    count, probes = differences.shape[:2]
+    (count, probes, _), random, found = differences.shape, np.random.default_rng(seed), []
     if probes < 2 or count < 3:
         what = "two probes" if probes < 2 else "three adapters"
         return Reliability(np.nan, np.nan, 0, f"Reliability over probes needs at least {what}.")
-    random = np.random.default_rng(seed)
     if count > PAIRED:
         differences = differences[np.sort(random.choice(count, PAIRED, replace=False))]
     pairs = np.triu_indices(len(differences), 1)
-    found = []
     for half in _halves(probes, random):
         both = []
         for part in (half, np.setdiff1d(np.arange(probes), half)):
@@ -129,11 +126,8 @@ def permutation_test(deltas: np.ndarray, domains, permutations: int = 999, seed:
 
     labellings = [random.permutation(own) for _ in range(permutations)]
     shuffled = np.array([silhouette_samples(rows, each, len(kinds)).mean() for each in labellings])
-    accuracy = float((own[other] == own).mean())
-    accuracies = np.array([(each[other] == each).mean() for each in labellings])
-    sizes = np.bincount(own)
-
-    drawn = []
+    accuracy, accuracies = float((own[other] == own).mean()), [(each[other] == each).mean() for each in labellings]
+    sizes, drawn = np.bincount(own), []
     for _ in range(permutations):
         copies = np.zeros(count)
         for kind, size in enumerate(sizes):
@@ -145,19 +139,16 @@ def permutation_test(deltas: np.ndarray, domains, permutations: int = 999, seed:
     )  # fmt: skip
 
 
-def _p_value(shuffled: np.ndarray, observed: float) -> float:
-    return float((1 + (shuffled >= observed - 1e-12).sum()) / (1 + len(shuffled)))
+def _p_value(shuffled, observed: float) -> float:
+    return float((1 + (np.array(shuffled) >= observed - 1e-12).sum()) / (1 + len(shuffled)))
 
 
 def chance_text(found: Chance) -> str:
     """A `Chance` in sentences that say how to read it."""
     if found.note:
         return found.note
-    least = 1 / (1 + len(found.shuffled))
-    p, of_nearest = (
-        f"{p:.3f}" if p > least else f"{least:.3f}, the least it can be" for p in (found.p, found.accuracy_p)
-    )
-    low, high = found.interval
+    (low, high), least = found.interval, 1 / (1 + len(found.shuffled))
+    p, of_nearest = (f"{p:.3f}{', the least it can be' * (p <= least)}" for p in (found.p, found.accuracy_p))
     return (
         f"Silhouette by domain {found.score:.2f}; with other adapters of the same domains it would lie between "
         f"{low:.2f} and {high:.2f} (95 % bootstrap interval).\n"
@@ -172,13 +163,8 @@ def reliability_text(found: Reliability, probes: int) -> str:
     """A `Reliability` in a sentence that says how to read it."""
     if found.note:
         return found.note
-    meaning = (
-        "other probes of this kind would show much the same picture"
-        if found.full >= 0.7
-        else "take more of them, as others of this kind may show another picture"
-    )
     return (
         f"Two halves of the probes agree on which adapters are similar with a correlation of {found.half:.2f} (mean "
         f"over {found.splits} ways to halve them); all {probes} together have a reliability of {found.full:.2f} "
-        f"(Spearman–Brown; 1 is the most): {meaning}."
+        "(Spearman–Brown). Near 1, other probes of this kind would show the same picture; below about 0.7, take more."
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from ..analysis.tables import times
 from ..figures.collection import new_figure, sentence
 from ..figures.styles import BLUE, GREY, ORANGE
 from .chance import Chance
@@ -17,8 +18,7 @@ def chance_figure(found: Chance):
     """The silhouettes of shuffled labels, and where the true ones' silhouette and its interval lie."""
     if found.note:
         return sentence(found.note)
-    figure = new_figure(7, 2.6)
-    axis = figure.add_subplot()
+    axis = new_figure(7, 2.6).add_subplot()
     wide, least = np.ptp(found.shuffled), np.ptp([*found.shuffled, found.score, *found.interval]) / 150  # to be seen
     ends = None if wide >= least else (found.shuffled.mean() - least / 2, found.shuffled.mean() + least / 2)
     bars = max(1, min(40, int(wide / least)))
@@ -28,8 +28,8 @@ def chance_figure(found: Chance):
     axis.set(xlabel="silhouette by domain", ylabel="labellings")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.set_title(f"Silhouette {found.score:.2f}, p = {found.p:.3f}: {found.verdict}")
-    sns.despine(figure)
-    return figure
+    sns.despine(axis.figure)
+    return axis.figure
 
 
 def trust_figure(found: pd.DataFrame):
@@ -37,8 +37,7 @@ def trust_figure(found: pd.DataFrame):
     if not len(found):
         return sentence("There are no deltas to trust or not.")
     ratio = np.sort(found["ratio"].to_numpy())
-    figure = new_figure(7, 2.2)
-    axis = figure.add_subplot()
+    axis = new_figure(7, 2.2).add_subplot()
     axis.plot(np.clip(ratio, 0.1, 1e9), np.linspace(0, 1, len(ratio)), "o", color=BLUE, markersize=4)
     axis.axvspan(0.05, ENOUGH, color=_RED, alpha=0.12, linewidth=0)
     axis.text(ENOUGH, 1.06, f" under {ENOUGH:.0f} ×: flagged", color=_RED, fontsize=8, ha="right", va="bottom",
@@ -46,20 +45,10 @@ def trust_figure(found: pd.DataFrame):
     axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1))
     axis.xaxis.set_major_formatter("{x:,.16g}")
     flagged = int(found["flagged"].sum())
-    axis.set_title(
-        f"{flagged:,} of {len(found):,} deltas are too near to rounding\n" if flagged
-        else f"All {len(found):,} deltas are at least {_rounded(ratio[0])} times what rounding does\n"
-    )  # fmt: skip
-    sns.despine(figure, left=True)
-    return figure
-
-
-def _rounded(number: float) -> str:
-    """To one digit, downwards: 33 becomes 30."""
-    if not np.isfinite(number):
-        return "infinitely many"
-    size = 10 ** int(np.floor(np.log10(number)))
-    return f"{int(number / size) * size:,.0f}"
+    sound = f"All {len(found):,} deltas are {times(ratio[0])} or more what rounding does"
+    axis.set_title(f"{flagged:,} of {len(found):,} deltas are too near to rounding\n" if flagged else f"{sound}\n")
+    sns.despine(axis.figure, left=True)
+    return axis.figure
 
 
 def grid_figure(grid: dict[bool, pd.DataFrame], choice: Choice):
@@ -67,10 +56,9 @@ def grid_figure(grid: dict[bool, pd.DataFrame], choice: Choice):
     values = np.concatenate([frame.to_numpy().ravel() for frame in grid.values()])
     if not np.isfinite(values).any():
         return sentence("There is no silhouette to show, of any probes and at any layer.")
-    rows, layers = grid[False].shape
+    (rows, layers), low, high = grid[False].shape, np.nanmin(values), np.nanmax(values)
     figure = new_figure(8.6, 0.62 * rows + 2.4)
     axes = figure.subplots(2, 1, sharex=True)
-    low, high = np.nanmin(values), np.nanmax(values)
     for axis, (is_centered, frame) in zip(axes, grid.items(), strict=True):
         image = axis.imshow(frame.to_numpy(), aspect="auto", cmap="viridis", vmin=min(0, low), vmax=high)
         axis.set_yticks(range(rows), list(frame.index))
@@ -97,8 +85,7 @@ def count_figure(found: pd.DataFrame):
     """The silhouette against the number of probes, as `layer_choice.by_probe_count` gives it."""
     if not np.isfinite(found["mean"]).any():
         return sentence("There is no silhouette to show, of any number of probes.")
-    figure = new_figure(7, 2.8)
-    axis = figure.add_subplot()
+    axis = new_figure(7, 2.8).add_subplot()
     axis.fill_between(found.index, found["low"], found["high"], color=BLUE, alpha=0.15, linewidth=0)
     axis.plot(found.index, found["mean"], color=BLUE, marker="o", markersize=4, label="deltas (band: worst to best)")
     axis.plot(found.index, found["centered"], color=ORANGE, marker="s", markersize=4, label="centered deltas")
@@ -106,5 +93,5 @@ def count_figure(found: pd.DataFrame):
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     one, every = found["mean"].iloc[0], found["mean"].iloc[-1]
     axis.set_title(f"Silhouette {one:.2f} with one probe, {every:.2f} with all {found.index[-1]}")
-    sns.despine(figure)
-    return figure
+    sns.despine(axis.figure)
+    return axis.figure

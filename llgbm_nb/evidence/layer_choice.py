@@ -13,14 +13,15 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from ..analysis.geometry import centered, similarity, spread_sample
-from ..analysis.silhouettes import silhouette
+from ..analysis.geometry import centered, directions, spread_sample
+from ..analysis.silhouettes import silhouette, silhouette_by_layer, silhouette_samples
 from ..collection.adapters import UNKNOWN
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun, compute_deltas
 from ..probes import PROBE_TYPES, create_probes
 
 NOTHING = "No adapter with a domain was looked at."
+TOO_FEW = "A choice can be checked with two domains of at least two adapters each."
 SUBSETS = 60  # of the probes, for each number of them; where there are more, so many random ones
 
 
@@ -29,10 +30,9 @@ class Choice:
     """What picking one setting by its silhouette is worth, with each of `adapters` adapters left out in turn.
 
     A setting is (probe set, layer, centered). `setting` is picked most often, in `share` of the cases. Silhouettes:
-    `picked` of the picks over the adapters that they were picked with (it flatters), `held_out` of each adapter in the
-    setting that was picked without it, `usual` of the same adapters in the usual setting (the first probe set, deepest
-    layer, not centered). Where there is nothing to pick, `setting` is None and the numbers are NaN, with the reason in
-    `note`; else `note` names the domains that were left out.
+    `picked` of the adapters that a setting was picked with (it flatters), `held_out` of the one left out, `usual` of
+    the same one in the usual setting (first probe set, deepest layer, not centered). Without a choice, `setting` is
+    None and the numbers are NaN, with the reason in `note`; else `note` names the domains that were left out.
     """
 
     setting: tuple[str, int, bool] | None
@@ -46,10 +46,8 @@ class Choice:
 
 def sampled(run: DeltaRun, most: int) -> DeltaRun:
     """The run with at most `most` of its adapters: all of them if there are no more, else those of `spread_sample`."""
-    found = run.delta_set
-    if len(found) <= most:
-        return run
-    return replace(run, delta_set=found.subset(spread_sample(found.domains, most, unknown=True)))
+    keep = spread_sample(run.delta_set.domains, most, unknown=True)
+    return run if len(run.delta_set) <= most else replace(run, delta_set=run.delta_set.subset(keep))
 
 
 def probe_set_deltas(run: DeltaRun, most: int = 60) -> dict[str, DeltaSet]:
@@ -79,23 +77,15 @@ def joined(sets: Iterable[DeltaSet]) -> DeltaSet:
     sets = list(sets)
     every = [probe for each in sets for probe in each.probes]
     once = sorted({probe: i for i, probe in reversed([*enumerate(every)])}.values())  # where each one is first
-    differences = [
-        np.concatenate([np.asarray(each.differences[i]) for each in sets])[once] for i in range(len(sets[0]))
-    ]
+    differences = [np.concatenate(of_one)[once] for of_one in zip(*(each.differences for each in sets), strict=True)]
     base = np.concatenate([each.base for each in sets])[once]
     return replace(sets[0], probes=tuple(every[i] for i in once), base=base, differences=tuple(differences))
 
 
 def silhouette_grid(sets: dict[str, DeltaSet]) -> dict[bool, pd.DataFrame]:
     """The silhouette by domain, a row per probe set and a column per layer: {whether deltas are centered: grid}."""
-    grid, layers = {}, pd.Index(next(iter(sets.values())).layer_numbers, name="layer")
-    for is_centered in (False, True):
-        scores = {
-            name: [_score(each.deltas(layer), each.domains, is_centered) for layer in layers]
-            for name, each in sets.items()
-        }
-        grid[is_centered] = pd.DataFrame.from_dict(scores, orient="index", columns=layers)
-    return grid
+    ways = (False, True)
+    return {way: pd.DataFrame({name: silhouette_by_layer(each, way) for name, each in sets.items()}).T for way in ways}
 
 
 def by_probe_count(found: DeltaSet, layer: int = -1, seed: int = 0) -> pd.DataFrame:
@@ -103,85 +93,51 @@ def by_probe_count(found: DeltaSet, layer: int = -1, seed: int = 0) -> pd.DataFr
 
     Columns mean, low, high (of the subsets) and centered (the mean of the centered deltas' silhouettes).
     """
-    states, random = found.differences_at(layer), np.random.default_rng(seed)
-    probes, rows = states.shape[1], []
+    states, random, rows = found.differences_at(layer), np.random.default_rng(seed), []
+    probes, every = states.shape[1], range(states.shape[1])
     for size in range(1, probes + 1):
-        subsets = list(combinations(range(probes), size)) if comb(probes, size) <= SUBSETS else [
-            random.choice(probes, size, replace=False) for _ in range(SUBSETS)
-        ]  # fmt: skip
-        deltas = [states[:, list(subset)].mean(axis=1, dtype=np.float32) for subset in subsets]
-        plain, rest = ([_score(each, found.domains, which) for each in deltas] for which in (False, True))
+        few = comb(probes, size) <= SUBSETS
+        some = combinations(every, size) if few else (random.choice(probes, size, False) for _ in range(SUBSETS))
+        deltas = [states[:, list(subset)].mean(axis=1, dtype=np.float32) for subset in some]
+        plain = [silhouette(each, found.domains).score for each in deltas]
+        rest = [silhouette(centered(each), found.domains).score for each in deltas]
         rows.append((size, np.mean(plain), min(plain), max(plain), np.mean(rest)))
     return pd.DataFrame(rows, columns=["probes", "mean", "low", "high", "centered"]).set_index("probes")
-
-
-def _score(deltas: np.ndarray, domains, is_centered: bool) -> float:
-    return silhouette(centered(deltas) if is_centered else deltas, domains).score
 
 
 def choose(sets: dict[str, DeltaSet]) -> Choice:
     """Pick probe set, layer and centering with all adapters but one, score the pick on that one; for each in turn.
 
-    The score is the silhouette (Rousseeuw 1987) with cosine distance. An adapter left out is scored among all the
-    others, so that a domain of two counts; in a domain of one it would be 0 wherever it lies: such domains are left
-    out. The pool's mean, in which no label plays a part, is that of all adapters.
+    The score is the silhouette with cosine distance. An adapter left out is scored among all the others, so that
+    domains of two count; those of one are left out. The pool's mean, in which labels play no part, is of all adapters.
     """
     first = next(iter(sets.values()))
     domains = np.asarray(first.domains, dtype=object)
     kinds, counts = np.unique(domains[domains != UNKNOWN].astype(str), return_counts=True)
-    if not len(kinds):
-        return _no_choice(NOTHING)
-    if (counts > 1).sum() < 2:
-        return _no_choice("A choice can be checked with two domains of at least two adapters each.")
     keep = np.flatnonzero(np.isin(domains, kinds[counts > 1]))
-    own = np.unique(domains[keep].astype(str), return_inverse=True)[1]
-    settings, cosines = [], []
-    for name, each in sets.items():
+    own, count = np.unique(domains[keep].astype(str), return_inverse=True)[1], len(keep)
+    counted = count - 1 - (np.bincount(own)[own] == 2)  # without an adapter, the other one of a domain of two is alone
+    note = "" if (counts > 1).sum() > 1 else TOO_FEW if len(kinds) else NOTHING
+    settings, scores, held_out = [], [], []
+    for name, each in ({} if note else sets).items():
         for layer in each.layer_numbers:
             deltas = each.deltas(layer)[keep]
-            if np.any(deltas):
-                settings += [(name, layer, False), (name, layer, True)]
-                cosines += [similarity(deltas), similarity(centered(deltas))]
+            for is_centered in (False, True) if np.any(deltas) else ():
+                rows = directions(centered(deltas) if is_centered else deltas)
+                rows = np.linalg.qr(rows.T, mode="r").T  # the same cosines in fewer dimensions
+                # A row for each one left out: the others without it, and on the diagonal itself among the others.
+                samples = np.stack([silhouette_samples(rows, own, len(kinds), there) for there in 1 - np.eye(count)])
+                settings.append((name, layer, is_centered))
+                held_out.append(samples.diagonal())
+                scores.append((samples.sum(axis=1) - samples.diagonal()) / counted)
     usual = (next(iter(sets)), first.layer_numbers[-1], False)
     if usual not in settings:
-        return _no_choice("All deltas are zero: there is nothing to choose by.")
-
-    distances = np.clip(1.0 - np.stack(cosines), 0.0, 2.0)  # (settings, n, n)
-    member, each, picks, picked = np.eye(own.max() + 1)[own], np.arange(len(own)), [], []
-    sums, sizes = distances @ member, member.sum(axis=0)
-    for left_out in each:
-        rest = each != left_out
-        without = sums[:, rest]
-        without[:, :, own[left_out]] -= distances[:, rest, left_out]
-        counted = len(own) - 1 - (sizes[own[left_out]] == 2)  # whoever is alone in its domain now is 0 in all settings
-        scores = _silhouettes(without, own[rest], sizes - member[left_out]).sum(axis=1) / counted
-        picks.append(int(scores.argmax()))
-        picked.append(scores.max())
-    samples, (best, times) = _silhouettes(sums, own, sizes), Counter(picks).most_common(1)[0]
-    alone = ", ".join(kinds[counts == 1])
-    return Choice(
-        settings[best], times / len(own), float(np.mean(picked)), float(samples[picks, each].mean()),
-        float(samples[settings.index(usual)].mean()), len(own), alone and f"Left out, with one adapter: {alone}.",
-    )  # fmt: skip
-
-
-def _no_choice(note: str) -> Choice:
-    return Choice(None, *[np.nan] * 4, 0, note)
-
-
-def _silhouettes(sums: np.ndarray, own: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Each adapter's silhouette under several distances: float64 (settings, n); alone in its domain, it has 0.
-
-    `sums` (settings, n, domains) are its distances to the members of each domain, itself among them, summed; `own` (n,)
-    is the number of its domain, `sizes` (domains,) how many adapters these have.
-    """
-    each = np.arange(len(own))
-    within, between = sums[:, each, own] / np.maximum(sizes[own] - 1, 1), sums / sizes
-    between[:, each, own] = np.inf
-    between = between.min(axis=2)
-    larger = np.maximum(within, between)
-    nothing = (sizes[own] == 1) | (larger < 1e-12)
-    return np.where(nothing, 0.0, (between - within) / np.where(nothing, 1.0, larger))
+        return Choice(None, *[np.nan] * 4, 0, note or "All deltas are zero: there is nothing to choose by.")
+    picks, alone = np.argmax(scores, axis=0), ", ".join(kinds[counts == 1])
+    best, times = Counter(picks.tolist()).most_common(1)[0]
+    numbers = np.max(scores, axis=0), np.stack(held_out)[picks, np.arange(count)], held_out[settings.index(usual)]
+    note = alone and f"Left out, with one adapter: {alone}."
+    return Choice(settings[best], times / count, *(float(each.mean()) for each in numbers), count, note)
 
 
 def choice_text(found: Choice) -> str:
@@ -189,10 +145,11 @@ def choice_text(found: Choice) -> str:
     if found.setting is None:
         return found.note
     name, layer, is_centered = found.setting
-    verdict = "" if found.held_out > found.usual else ", and a pick gains nothing: keep the usual one"
+    gains = round(found.held_out, 2) > round(found.usual, 2)  # as they are shown
+    verdict = "" if gains else ", and a pick gains nothing: keep the usual one"
     return (
         f"Picked with all but one of {found.adapters} adapters, a setting scores {found.picked:.2f} on them and "
-        f"{found.held_out:.2f} on the one left out (mean over all), where the usual one (last layer, not centered) "
+        f"{found.held_out:.2f} on the one left out (mean over all), where the usual one (deepest layer, not centered) "
         f"scores {found.usual:.2f}. These last two compare fairly{verdict}.\n"
         f"Picked most often, in {100 * found.share:.0f} % of {found.adapters} picks that differ in one adapter: {name} "
         f"probes, layer {layer}, {'centered' if is_centered else 'not centered'}.{found.note and ' ' + found.note}"

@@ -12,11 +12,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+_tokenizer = lru_cache(1)(AutoTokenizer.from_pretrained)  # read once: using it does not change it
+
 
 def reference_activations(base_folder, probes, adapter_path=None, trust_remote_code=False) -> np.ndarray:
     """a(M), or a(B) without an adapter, in float32: (probes, layers + 1, hidden)."""
     trust = dict(trust_remote_code=trust_remote_code)
-    tokenizer = _tokenizer(base_folder, trust_remote_code)
+    tokenizer = _tokenizer(base_folder, **trust)
     full = adapter_path is not None and not (Path(adapter_path) / "adapter_config.json").exists()
     model = AutoModelForCausalLM.from_pretrained(adapter_path if full else base_folder, dtype=torch.float32, **trust)
     if adapter_path is not None and not full:
@@ -36,9 +38,3 @@ def reference_delta(base_folder, probes, adapter_path, base_activations=None, tr
         base_activations = reference_activations(base_folder, probes, None, trust_remote_code)
     adapted = reference_activations(base_folder, probes, adapter_path, trust_remote_code)
     return adapted.mean(axis=0) - base_activations.mean(axis=0)
-
-
-@lru_cache(1)
-def _tokenizer(base_folder, trust_remote_code: bool):
-    """Read once: using it does not change it."""
-    return AutoTokenizer.from_pretrained(base_folder, trust_remote_code=trust_remote_code)

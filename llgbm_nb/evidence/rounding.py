@@ -39,15 +39,12 @@ def trust(run: DeltaRun) -> pd.DataFrame:
     """
     floor, found = noise_of(run)[-1], run.cache.about_base().get("precision", {})
     sizes, dtype = norms(run.delta_set.deltas()), run.cache.config["dtype"]
-    noise = np.full(len(sizes), floor)
-    if difference_dtype(dtype) is None:
-        noise = np.maximum(noise, found.get("distance", 0.0))
-    elif dtype != "float32":
-        noise = np.maximum(noise, found.get("error", 0.0) * sizes)
+    plain, error = difference_dtype(dtype) is None, 0.0 if dtype == "float32" else found.get("error", 0.0)
+    noise = np.maximum(np.full(len(sizes), floor), found.get("distance", 0.0) if plain else error * sizes)
     ratio = np.divide(sizes, noise, out=np.where(sizes > 0, np.inf, 0.0), where=noise > 0)
     spread = probe_spread(run.delta_set.differences_at(-1))
     columns = dict(norm=sizes, noise=noise, ratio=ratio, spread=spread, flagged=ratio < ENOUGH)
-    return pd.DataFrame(columns, index=pd.Index(run.delta_set.names, name="name"))
+    return pd.DataFrame(columns, pd.Index(run.delta_set.names, name="name"))
 
 
 def noise_of(run: DeltaRun) -> np.ndarray:
@@ -62,15 +59,19 @@ def noise_of(run: DeltaRun) -> np.ndarray:
 def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
     """Some of the run's deltas beside others: relative error and cosine, a row for each of `adapters` adapters.
 
-    A run in half precision is compared with the engine in float32; one in float32 with `computed_independently`, whose
-    own rounding is about as large. The largest relative error of those that are well above the noise floor, and the
-    largest distance, are kept for `trust`. `attrs["reason"]` says why there are no rows where the others could not be
-    computed, as when the base in float32 does not fit in memory.
+    A run in half precision is compared with one in float32, one in float32 with `computed_independently`. The largest
+    relative error of those that are well above the noise floor, and the largest distance, are kept for `trust`. Where
+    the others could not be computed, as when the base in float32 does not fit in memory, `attrs["reason"]` says why.
     """
-    sample, rows, errors = pick_sample(run, adapters), [], []
-    found, floor, distance, reason = run.delta_set, noise_of(run)[-1], 0.0, ""
+    found, sample, rows, errors, distance, reason = run.delta_set, pick_sample(run, adapters), [], [], 0.0, ""
+    floor, half, deepest = noise_of(run)[-1], run.cache.config["dtype"] != "float32", found.layer_numbers[-1]
     try:
-        others = _others(run, sample)
+        with tempfile.TemporaryDirectory() as empty:
+            if half and sample:
+                finer = measured_anew(run, sample, empty, "float32").delta_set
+                others = dict(zip(finer.paths, finer.deltas(), strict=True))
+            else:
+                others = {path: each[deepest] for path, each in computed_independently(run, sample).items()}
     except (InputError, RuntimeError, MemoryError, OSError) as error:
         others, reason = {}, first_sentence(error)
     for adapter in (each for each in sample if each.path in others):
@@ -84,26 +85,13 @@ def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
     if errors:
         run.cache.note_base(precision={"error": max(errors), "distance": distance, "adapters": len(errors)})
     table = pd.DataFrame(rows, columns=["adapter", "relative error", "cosine"]).set_index("adapter")
-    table.attrs |= {"reason": reason, "finer": run.cache.config["dtype"] != "float32"}
+    table.attrs |= {"reason": reason, "finer": half}
     return table
 
 
-def _others(run: DeltaRun, sample: list[Adapter]) -> dict[str, np.ndarray]:
-    """Their deltas at the run's deepest layer, computed otherwise: {path: float32 (hidden,)}."""
-    if run.cache.config["dtype"] == "float32":
-        deepest = run.delta_set.layer_numbers[-1]
-        return {path: deltas[deepest] for path, deltas in computed_independently(run, sample).items()}
-    if not sample:
-        return {}
-    with tempfile.TemporaryDirectory() as empty:
-        finer = measured_anew(run, sample, empty, "float32").delta_set
-        return dict(zip(finer.paths, finer.deltas(), strict=True))
-
-
 def computed_independently(run: DeltaRun, adapters: list[Adapter]) -> dict[str, np.ndarray]:
-    """`reference_delta` of some of a run's adapters: {path: float32 (layers + 1, hidden)}, whatever the run's dtype."""
-    folder, probes = base_folder(run.settings.base_model), list(run.delta_set.probes)
-    trust = run.settings.trust_remote_code
+    """`reference_delta` of some of a run's adapters: {path: float32 (layers + 1, hidden)}."""
+    folder, probes, trust = base_folder(run.settings.base_model), run.delta_set.probes, run.settings.trust_remote_code
     with quiet_transformers():
         base = reference_activations(folder, probes, None, trust) if adapters else None
         return {each.path: reference_delta(folder, probes, each.path, base, trust) for each in adapters}
@@ -116,13 +104,12 @@ def measured_anew(run: DeltaRun, adapters: list[Adapter], cache_dir: str, dtype:
 
 def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
     """`sample` of the run's adapters: new variants (LoRA, DoRA, …) first, then new configurations, then the rest."""
-    found = run.delta_set
     seen, ranked = set(), []
-    for i, kind in enumerate(found.kinds):
-        variant = kind.split()[0]
-        ranked.append((0 if variant not in seen else 1 if kind not in seen else 2, i))
-        seen |= {variant, kind}
-    return found.subset(i for _, i in sorted(ranked)[:sample]).adapters
+    for i, kind in enumerate(run.delta_set.kinds):
+        both = kind.split()[0], kind  # a kind is a variant and its configuration
+        ranked.append((sum(each in seen for each in both), i))
+        seen.update(both)
+    return run.delta_set.subset(i for _, i in sorted(ranked)[:sample]).adapters
 
 
 def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> str:
@@ -140,14 +127,11 @@ def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> st
     if precision is not None and precision.attrs["reason"]:
         lines.append(f"No delta could be computed in another way: {precision.attrs['reason']}")
     elif precision is not None and len(precision):
-        cosine = precision["cosine"].min()
+        cosine, finer = precision["cosine"].min(), precision.attrs["finer"]
         near = "" if np.isnan(cosine) else f" (cosine above {1 - max(1e-6, 2 * (1 - cosine)):.6f})"
         within = f"within {at_most(precision['relative error'].max())} of the norm{near}"
-        lines.append(
-            f"{len(precision)} deltas computed in float32 lie {within}: so far off are ours."
-            if precision.attrs["finer"]
-            else f"{len(precision)} deltas computed independently, in float32 too, lie {within}."
-        )
+        how = "in float32" if finer else "independently, in float32 too,"
+        lines.append(f"{len(precision)} deltas computed {how} lie {within}{': so far off are ours' if finer else ''}.")
     return "\n".join(lines)
 
 

@@ -13,15 +13,16 @@ the LM head itself is read as if it had not. This module knows nothing of files,
 
 import copy
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from torch.nn.functional import linear, log_softmax
+from torch.nn.modules.module import register_module_forward_hook
 
 from ..analysis.geometry import ROUNDING
 from ..collection.adapters import UNKNOWN
@@ -29,6 +30,7 @@ from ..delta_set import DeltaSet
 from ..errors import InputError, first_sentence
 from ..forward.base import BaseModel
 from ..forward.packing import blocks_of
+from ..settings import RANKINGS
 
 _HEAD = " Centered: beside the average adapter, not the base. The LM head is the base's, even if adapters change it."
 HOW_TO_READ = {
@@ -37,7 +39,6 @@ HOW_TO_READ = {
     "logit": "Tokens by the change of their raw logits, mean over the probes; many of them are never likely. KL is the "
     "change in the next-token distribution, in nats." + _HEAD,
 }
-RANKINGS = tuple(HOW_TO_READ)
 SIGNS = str.maketrans({" ": "␣", "\N{NO-BREAK SPACE}": "⍽", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
@@ -48,7 +49,7 @@ class Head:
     norm: nn.Module = field(repr=False)
     weight: torch.Tensor = field(repr=False)  # (vocabulary, hidden); the base's own where that is float32
     bias: torch.Tensor | None = field(repr=False)  # (vocabulary,)
-    scale: float  # of the product (Cohere, Granite); 1 in other models
+    scale: float  # of the product: `logit_scale` (Cohere), 1 / `logits_scaling` (Granite); 1 in other models
     softcap: float | None  # of the logits, as in Gemma-2
     layers: int  # the number of the model's last layer
     tokenizer: object = field(repr=False)
@@ -57,12 +58,8 @@ class Head:
         """Normed rows (…, hidden) to raw logits (…, vocabulary), without bias and softcap; of a change, the change."""
         return self.scale * linear(rows, self.weight)
 
-    def log_probabilities(self, raw: torch.Tensor) -> torch.Tensor:
-        """Of what `product` gave, (…, vocabulary): float64 on the CPU, so that small changes are not rounded away."""
-        return log_softmax(self.capped(raw), dim=-1)
-
     def capped(self, raw: torch.Tensor) -> torch.Tensor:
-        """The model's logits, float64 on the CPU, from what `product` gave: with bias and softcap."""
+        """The model's logits, with bias and softcap, from what `product` gave: float64, on the CPU."""
         logits = raw.cpu().double()
         if self.bias is not None:
             logits = logits + self.scale * self.bias.cpu().double()
@@ -71,7 +68,7 @@ class Head:
 
 @torch.inference_mode()
 def read_head(base: BaseModel) -> Head:
-    """The head of a base as `load_base` gives it. A pass of four tokens finds the final norm and checks everything:
+    """The head of a base. A pass of four tokens finds the final norm and checks everything:
 
         norm(output of the last decoder layer) = hidden_states[-1], and head(hidden_states[-1]) = the model's own logits
 
@@ -79,9 +76,18 @@ def read_head(base: BaseModel) -> Head:
     """
     model, config = base.model, base.model.config.get_text_config()
     sorry = f"the tokens of this architecture ({type(model).__name__}) cannot be read: "
+    ids, states, calls = torch.arange(4, device=base.device)[None], [], []
+
+    def keep(module, args, y):
+        if module is blocks[-1]:
+            states.append(y[0] if isinstance(y, tuple) else y)
+        elif states and args and torch.is_tensor(args[0]) and torch.is_tensor(y):  # after the last decoder layer
+            calls.append((module, args[0], y))
+
     try:
         blocks, last = blocks_of(base.body), model.get_output_embeddings()
-        output, states, calls = _watched_pass(base, blocks)
+        with register_module_forward_hook(keep):
+            output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         # What models raise that are built otherwise: no list of layers, other arguments, no text-only pass.
         raise InputError(sorry + first_sentence(error)) from error
@@ -94,10 +100,11 @@ def read_head(base: BaseModel) -> Head:
     if not norms and not _alike(state, final):
         raise InputError(f"{sorry}there is no norm between its last decoder layer and its last hidden state.")
     bias = getattr(last, "bias", None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     head = Head(
         copy.deepcopy(norms[0]).float() if norms else nn.Identity(), last.weight.detach().float(),
-        None if bias is None else bias.detach().float(), _scale(config),
-        getattr(config, "final_logit_softcapping", None), len(blocks), base.tokenizer,
+        None if bias is None else bias.detach().float(), scale, getattr(config, "final_logit_softcapping", None),
+        len(blocks), base.tokenizer,
     )  # fmt: skip
     error = 1e-4 if state.dtype == torch.float32 else 0.05  # half precision is the model's, not this head's
     for rows in (final.float(), head.norm(state.float())):  # the head alone, and with our copy of the norm
@@ -106,37 +113,10 @@ def read_head(base: BaseModel) -> Head:
     return head
 
 
-def _watched_pass(base: BaseModel, blocks: nn.ModuleList) -> tuple:
-    """Of a short pass: its output, the last layer's states, the calls (module, input, output) outside the layers."""
-    inside, states, calls = {id(module) for module in blocks.modules()}, [], []
-
-    def keep_states(module, args, y):
-        states.append(y[0] if isinstance(y, tuple) else y)
-
-    def keep_call(module, args, y):
-        if args and torch.is_tensor(args[0]) and torch.is_tensor(y):
-            calls.append((module, args[0], y))
-
-    with ExitStack() as hooks:
-        hooks.callback(blocks[-1].register_forward_hook(keep_states).remove)
-        for module in base.body.modules():
-            if id(module) not in inside and not any(each is blocks for each in module.modules()):
-                hooks.callback(module.register_forward_hook(keep_call).remove)
-        ids = torch.arange(4, device=base.device)[None]
-        return base.model(input_ids=ids, output_hidden_states=True, use_cache=False), states, calls
-
-
-def _scale(config) -> float:
-    """What a model multiplies its head's product with: `logit_scale` (Cohere), 1 / `logits_scaling` (Granite), or 1."""
-    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-
-
 def _alike(x: torch.Tensor, y: torch.Tensor, error: float = 1e-6) -> bool:
     """Whether two tensors are the same but for an `error` of their norm."""
-    if x.shape != y.shape:
-        return False
     x, y = x.cpu().double(), y.cpu().double()
-    return bool((x - y).norm() <= error * y.norm())
+    return x.shape == y.shape and bool((x - y).norm() <= error * y.norm())
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,88 +138,66 @@ def is_lens(head: Head, delta_set: DeltaSet, layer: int = -1) -> bool:
     return delta_set.layer_number(layer) != head.layers
 
 
-def token_scores(
-    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", centered: bool = False,
-    groups: Sequence[Sequence[int]] | None = None,
-) -> Iterator[Scores]:  # fmt: skip
+def token_scores(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", centered=False, groups=None) -> Iterator:
     """The `Scores` of every adapter, one after the other: a few arrays (probes, vocabulary) are held at a time.
 
-    `ranking` is "share" (of the KL divergence) or "logit" (change of the raw logit). `centered`: an adapter is compared
-    not with the base but with the average adapter, a(B) + the mean of all differences; at the last layer, its
-    distribution is the adapters' geometric mean. With `groups`, indices of adapters, the `Scores` of each group's mean
-    difference. Raises InputError at once, as `is_lens` does, and for another ranking.
+    `ranking` is "share" (of the KL divergence) or "logit" (change of the raw logit). `centered`: beside the average
+    adapter, a(B) + the mean of all differences, whose distribution at the last layer is the adapters' geometric mean.
+    `groups`, arrays of indices: of each one's mean difference. Raises InputError as `is_lens`, and for another ranking.
     """
     if ranking not in RANKINGS:
         raise InputError(f"ranking is {ranking!r}; choose {' or '.join(RANKINGS)}")
     lens, base, pool = is_lens(head, delta_set, layer), delta_set.base_at(layer), delta_set.differences_at(layer)
+    mean = partial(np.mean, axis=0, dtype=np.float64)  # summed in float64, as there may be thousands
     origin, rounding = np.zeros_like(base), 0.0
     if centered and len(pool):
         # What is left of adapters that are all alike is rounding, as in `analysis.centered`: taken for exactly zero.
-        origin, rounding = _mean(pool), ROUNDING * max(float(np.linalg.norm(each)) for each in pool)
-    differences = pool if groups is None else [_mean(pool[list(group)]) for group in groups]
+        origin, rounding = mean(pool).astype(np.float32), ROUNDING * max(map(np.linalg.norm, pool))
+    differences = pool if groups is None else [mean(pool[group]).astype(np.float32) for group in groups]
     differences = (each if np.linalg.norm(each - origin) > rounding else origin for each in differences)
     return _compare(head, base, origin, differences, lens, ranking)
-
-
-def _mean(differences: np.ndarray) -> np.ndarray:
-    """Over the adapters, (probes, hidden); summed in float64, as there may be thousands."""
-    return differences.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 @torch.inference_mode()
 def _compare(head, base, origin, differences, lens, ranking) -> Iterator[Scores]:
     """The `Scores` of each of `differences` beside `base + origin`; all are float32 (probes, hidden)."""
-    origin = _tensor(head, origin)
-    compared = _tensor(head, base) + origin
-    seen = head.norm if lens else nn.Identity()  # at the last layer, no norm lies between
+    tensor = partial(torch.tensor, dtype=torch.float32, device=head.weight.device)
+    origin, seen = tensor(origin), head.norm if lens else nn.Identity()  # at the last layer, no norm lies between
+    compared = tensor(base) + origin
     raw = head.product(seen(compared)).cpu().double()  # (probes, vocabulary)
-    before = head.log_probabilities(raw)
-    probability = before.exp()
+    before = log_softmax(head.capped(raw), dim=-1)
     for each in differences:
-        step = _tensor(head, each) - origin
+        step = tensor(each) - origin
         change = head.product(seen(compared + step) - seen(compared) if lens else step)
-        after = head.log_probabilities(raw + change.cpu().double())
-        ratio = after - before
-        up, down = (after.exp() * ratio).mean(dim=0), (probability * ratio).mean(dim=0)
+        after = log_softmax(head.capped(raw + change.cpu().double()), dim=-1)
+        up, down = ((x.exp() * (after - before)).mean(dim=0) for x in (after, before))
         kl = float(up.sum())
         if ranking == "logit":
             up = down = change.mean(dim=0)
         yield Scores(up.float().cpu().numpy(), down.float().cpu().numpy(), kl)
 
 
-def _tensor(head: Head, states: np.ndarray) -> torch.Tensor:
-    return torch.tensor(np.asarray(states, np.float32), device=head.weight.device)
-
-
-def top_tokens(
-    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", centered: bool = False, k: int = 6
-) -> pd.DataFrame:
+def top_tokens(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", centered=False, k=6) -> pd.DataFrame:
     """A row per adapter: its domain, the `k` tokens that come up and go down most, and the KL divergence in nats.
 
     Fewer where fewer have the right sign; none where nothing changes. Arguments and errors are those of `token_scores`.
     """
-    frame = _table(head, token_scores(head, delta_set, layer, ranking, centered), k)
-    frame.insert(0, "domain", list(delta_set.domains))
-    return frame.set_index(pd.Index(list(delta_set.names), name="adapter", dtype=object))
+    scores = token_scores(head, delta_set, layer, ranking, centered)
+    return _table(head, scores, k, pd.Index(delta_set.names, object, name="adapter"), "domain", delta_set.domains)
 
 
-def domain_tokens(
-    head: Head, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", centered: bool = False, k: int = 6
-) -> pd.DataFrame:
+def domain_tokens(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", centered=False, k=6) -> pd.DataFrame:
     """The same, a row per domain: of the mean of its adapters' differences; "adapters" is how many there are.
 
     Adapters of the domain "unknown" are left out of the rows, not of the average adapter.
     """
     domains = np.asarray(delta_set.domains, dtype=object)
     groups = {domain: np.flatnonzero(domains == domain) for domain in sorted({*domains} - {UNKNOWN})}
-    frame = _table(head, token_scores(head, delta_set, layer, ranking, centered, [*groups.values()]), k)
-    frame.insert(0, "adapters", [len(group) for group in groups.values()])
-    return frame.set_index(pd.Index([*groups], name="domain", dtype=object))
+    scores = token_scores(head, delta_set, layer, ranking, centered, [*groups.values()])
+    return _table(head, scores, k, pd.Index([*groups], object, name="domain"), "adapters", map(len, groups.values()))
 
 
-def beside_the_mean(
-    table: Callable, base: BaseModel, delta_set: DeltaSet, layer: int = -1, ranking: str = "share", k: int = 5
-) -> pd.DataFrame:
+def beside_the_mean(table, base: BaseModel, delta_set: DeltaSet, layer=-1, ranking="share", k=5) -> pd.DataFrame:
     """`top_tokens` or `domain_tokens` (`table`), and beside it the tokens of the centered deltas.
 
     `attrs["note"]` says how to read it (HOW_TO_READ), or why there is nothing.
@@ -257,30 +215,24 @@ def beside_the_mean(
     return frame
 
 
-def _table(head: Head, scores: Iterator[Scores], k: int) -> pd.DataFrame:
-    rows = [(_leading(head, each.up, k), _leading(head, -each.down, k), each.kl) for each in scores]
-    return pd.DataFrame(rows, columns=["up", "down", "KL"])
+def _table(head: Head, scores: Iterator[Scores], k: int, index: pd.Index, name: str, about: Iterable) -> pd.DataFrame:
+    def leading(scores: np.ndarray) -> str:  # the `k` tokens with the largest positive scores, the largest first
+        values, ids = torch.as_tensor(scores).topk(min(k, len(scores)))
+        return " ".join(readable(head.tokenizer, int(token)) for token in ids[values > 0])
 
-
-def _leading(head: Head, scores: np.ndarray, k: int) -> str:
-    """The `k` tokens with the largest positive scores, the largest first."""
-    values, ids = torch.as_tensor(scores).topk(min(k, len(scores)))
-    return " ".join(readable(head.tokenizer, int(token)) for token in ids[values > 0])
+    rows = [(what, leading(s.up), leading(-s.down), s.kl) for what, s in zip(about, scores, strict=True)]
+    return pd.DataFrame(rows, index, [name, "up", "down", "KL"])
 
 
 def readable(tokenizer, token: int) -> str:
-    """A token's text with its white space visible (␣ ↵ ⇥ ␍); `<id 123>` where it has none that can be printed."""
-    text = _text(tokenizer, token).translate(SIGNS)
+    """What a token adds to a text, its white space visible (␣ ↵ ⇥ ␍); `<id 123>` if there is nothing to be printed."""
+    options = dict(skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]  # alone, a token loses its first space in some
+    start, both = tokenizer.decode(before, **options), tokenizer.decode([*before, token], **options)
+    text = both[len(start) :] if both.startswith(start) else tokenizer.decode([token], **options)
+    text = text.translate(SIGNS)
     # A mark alone (category M) is drawn on what stands before it, or not at all.
     can_be_seen = any(c.isprintable() and unicodedata.category(c)[0] != "M" for c in text)
     if not can_be_seen or "\N{REPLACEMENT CHARACTER}" in text:  # the latter: a part of a letter's bytes
         return f"<id {token}>"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _text(tokenizer, token: int) -> str:
-    """What a token adds to a text: of a token alone, some tokenizers drop the space that it begins with."""
-    options = dict(skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    before = tokenizer("a", add_special_tokens=False)["input_ids"]
-    start, both = tokenizer.decode(before, **options), tokenizer.decode([*before, token], **options)
-    return both[len(start) :] if both.startswith(start) else tokenizer.decode([token], **options)

@@ -3,6 +3,7 @@
 A figure that has nothing to show (too few adapters, one domain only) shows a sentence that says so instead.
 """
 
+import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import seaborn as sns
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
@@ -91,10 +91,8 @@ def base_norms(states: np.ndarray):
     """||a(B)|| at every layer, a thin line per probe and their mean; `states` is (probes, layers + 1, hidden)."""
     norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
     figure, axis = _plot(7, 3.2)
-    styles = {"mean": dict(color=SKY, linewidth=5), "one probe": dict(color="#333333", linewidth=0.6)}
-    axis.plot(norms.mean(axis=0), **styles["mean"])
-    axis.plot(norms.T, **styles["one probe"])
-    axis.legend(handles=[Line2D([], [], label=label, **style) for label, style in styles.items()], **_AT_RIGHT)
+    [mean], probes = axis.plot(norms.mean(axis=0), color=SKY, lw=5), axis.plot(norms.T, color="#333333", lw=0.6)
+    axis.legend([mean, probes[0]], ["mean", "one probe"], **_AT_RIGHT)
     axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("")
@@ -102,8 +100,8 @@ def base_norms(states: np.ndarray):
     return figure
 
 
-def probe_similarity(states: np.ndarray, cosines: np.ndarray):
-    """Cosine between the probes' hidden states at one layer."""
+def probe_similarity(cosines: np.ndarray):
+    """Cosine between the probes' hidden states at one layer: (probes, probes)."""
     count = len(cosines)
     figure, axis = _plot(min(7, 0.45 * count + 3), min(6, 0.4 * count + 2))
     names = [f"probe {i + 1}" for i in range(count)]
@@ -239,12 +237,15 @@ def domain_means(pairs: Pairs, domains):
 def _heatmap(cosines: np.ndarray, tree, names, domains, title: str, key: bool = False, **options):
     """Cosines in the order of the tree, with names if there are at most LABELS; `key`: and a legend of the domains."""
     styles, named = domain_styles(domains), names if len(names) <= LABELS else False
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 4 * MANY))  # scipy's trees: that of equal deltas is a chain
     side = min(10.0, max(5.0, 0.15 * len(names) + 3.5))
+    tall = bool(tree[-1, 2])  # a tree of equal deltas has no height to draw
+    order = dict(row_linkage=tree, col_linkage=tree, row_cluster=tall, col_cluster=tall)
     grid = sns.clustermap(
-        cosines, row_linkage=tree, col_linkage=tree, row_colors=[styles[domain][0] for domain in domains],
-        cmap="RdBu_r", vmin=-1, vmax=1, xticklabels=named, yticklabels=named, figsize=(side, side),
-        dendrogram_ratio=0.12, colors_ratio=0.025, tree_kws=dict(colors=GREY, linewidths=1),
-        cbar_pos=(0.01, 0.9, 0.02, 0.09), cbar_kws=dict(ticks=(-1, 0, 1)), **options,
+        cosines, row_colors=[styles[domain][0] for domain in domains], cmap="RdBu_r", vmin=-1, vmax=1,
+        xticklabels=named, yticklabels=named, figsize=(side, side), **order, dendrogram_ratio=0.12, colors_ratio=0.025,
+        tree_kws=dict(colors=GREY, linewidths=1), cbar_pos=(0.01, 0.9, 0.02, 0.09), cbar_kws=dict(ticks=(-1, 0, 1)),
+        **options,
     )  # fmt: skip
     axis, figure = grid.ax_heatmap, _alone(grid.figure)
     for edge, angle in (("x", 90), ("y", 0)):

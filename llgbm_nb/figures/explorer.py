@@ -106,11 +106,9 @@ class Explorer(widgets.VBox):
         handlers = {self.layer: self._on_change, self.projection: self._on_change, self.color: self._paint}
         handlers |= dict.fromkeys((self.centered, *self.probes), self._on_new_deltas)
         for control, handler in handlers.items():
-            control.observe(partial(self._said, handler), "value")
+            control.observe(partial(self._guarded, handler), "value")
         for domain, mine in maps.by_domain(self.delta_set.domains).items():
             self.traces[f"map {domain}"].on_click(partial(self._on_click, mine))
-
-    # -- what is asked for ---------------------------------------------------------------------------------------------
 
     @property
     def chosen(self) -> tuple[int, ...]:
@@ -128,9 +126,7 @@ class Explorer(widgets.VBox):
         self.selected = None if adapter is None else int(adapter)
         self._mark()
 
-    # -- from a change to a picture ------------------------------------------------------------------------------------
-
-    def _said(self, handler, change) -> None:
+    def _guarded(self, handler, change) -> None:
         """Run the handler of a control and show its errors above the map: a callback's go to JupyterLab's log, where
         nobody looks."""
         try:
@@ -150,14 +146,14 @@ class Explorer(widgets.VBox):
             self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
             self._clear()
             return
-        layer, center, projection = self.layer.value, self.centered.value, self.projection.value
+        layer, centered, projection = self.layer.value, self.centered.value, self.projection.value
         self.layer.continuous_update = projection == "PCA"  # t-SNE takes seconds: only where the slider is let go
         if projection == "t-SNE":
             self.headline.value = f"<b>computing t-SNE of {_count(self.delta_set)} …</b>"
             self._change({name: dict(opacity=0.2) for name in self._maps})  # the old picture, until there is a new one
-            self.view = self._tsne(layer, center, self.chosen)
+            self.view = self._tsne(layer, centered, self.chosen)
         else:
-            self.view = maps.view_of(self.deltas(layer), self.delta_set.domains, center, projection, self.view)
+            self.view = maps.view_of(self.deltas(layer), self.delta_set.domains, centered, projection, self.view)
         self._paint()
 
     def _on_new_deltas(self) -> None:
@@ -166,19 +162,16 @@ class Explorer(widgets.VBox):
         if self.chosen:
             self._change(*self._silhouettes())
 
-    def _map_of(self, layer: int, center: bool, probes: tuple) -> maps.View:
-        return maps.view_of(self.deltas(layer), self.delta_set.domains, center, "t-SNE", self.view)
+    def _map_of(self, layer: int, centered: bool, probes: tuple) -> maps.View:
+        return maps.view_of(self.deltas(layer), self.delta_set.domains, centered, "t-SNE", self.view)
 
     def _silhouettes(self) -> tuple[dict, dict]:
-        """The changes of traces and layout that show every layer's silhouette, which is kept in `scores`."""
-        every = {layer: self.deltas(layer) for layer in self.delta_set.layer_numbers}
-        self.scores = {
-            layer: silhouette(centered(deltas) if self.centered.value else deltas, self.delta_set.domains).score
-            for layer, deltas in every.items()
-        }
+        """The changes of traces and layout that show the silhouette of every layer."""
+        every = map(self.deltas, self.delta_set.layer_numbers)
+        compared = map(centered, every) if self.centered.value else every
+        curve = [explorer_figure.number(silhouette(each, self.delta_set.domains).score) for each in compared]
         # The axis ends at 1 and only grows downwards, so that settings can be compared.
-        self._lowest = min([self._lowest, *(1.1 * score for score in self.scores.values() if np.isfinite(score))])
-        curve = [explorer_figure.number(score) for score in self.scores.values()]
+        self._lowest = min(self._lowest, *(1.1 * score for score in curve if score is not None), 0)
         return {"curve": dict(y=curve)}, {"yaxis3": dict(range=(self._lowest, 1.05))}
 
     def _picture(self) -> tuple[dict, dict]:
@@ -247,8 +240,6 @@ class Explorer(widgets.VBox):
             f"{html.escape(found.kinds[i])}, norm {seen.norms[i]:.2f}); nearest:<table>"
             f"<tr><th></th><th>adapter</th><th>domain</th><th>kind</th><th>cosine</th></tr>{rows}</table>"
         )
-
-    # -- without a kernel ----------------------------------------------------------------------------------------------
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for where there is no kernel a picture of the map as it is now, and its headline."""

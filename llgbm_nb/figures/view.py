@@ -27,8 +27,7 @@ SYMBOLS = {
 class View:
     """What is seen of n adapters: map (n, 2), its axes' titles, norms (n,), directions (n, hidden) and the silhouette.
 
-    `norms` are those of the deltas as they are, everything else is of the deltas as they are compared. Cosines are
-    products of the directions; those of all pairs are never there at once.
+    `norms` are those of the deltas as they are, everything else is of the deltas as they are compared.
     """
 
     points: np.ndarray
@@ -39,7 +38,7 @@ class View:
 
 
 def view_of(deltas: np.ndarray, domains, centered: bool, projection: str = "PCA", like: View | None = None) -> View:
-    """The view of `deltas` (n, hidden), minus their mean where `centered`; the map lies as the one of `like` does."""
+    """The view of `deltas` (n, hidden), minus their mean where `centered`; the map lies as that of `like`."""
     compared = geometry.centered(deltas) if centered else deltas
     score = silhouette(compared, domains)
     if score.note == ALL_ZERO and deltas.any():
@@ -56,7 +55,7 @@ def view_of(deltas: np.ndarray, domains, centered: bool, projection: str = "PCA"
 
 
 def plain(text: str, most: int | None = None) -> str:
-    """A text as Plotly shows it, nothing in it taken for markup or a formula; of more than `most` letters, the ends."""
+    """A text for Plotly, markup and formulas escaped; of more than `most` letters, the middle is left out."""
     text = str(text)
     if most and len(text) > most:
         text = f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
@@ -64,7 +63,7 @@ def plain(text: str, most: int | None = None) -> str:
 
 
 def hover_texts(names, domains, kinds, seen: View, others: int = 3) -> list[str]:
-    """What is said of each adapter under the pointer: name, domain, kind, norm and the `others` nearest ones."""
+    """The text of each adapter under the pointer: name, domain, kind, norm and the `others` nearest adapters."""
     texts, names = [], [plain(name) for name in names]
     for i, (indices, cosines) in enumerate(zip(*geometry.nearest(seen.directions, others), strict=True)):
         nearest = "<br>".join(f"  {names[j]} ({cosine:.2f})" for j, cosine in zip(indices, cosines, strict=True))
@@ -98,14 +97,14 @@ def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter
 
 
 def point_kind(count: int) -> type:
-    """Plotly's trace for so many points, and for what is to lie on top of them."""
+    """The kind of Plotly trace for that many points, and for what lies on top of them."""
     return go.Scattergl if count >= WEBGL else go.Scatter
 
 
 def heatmap_rows(domains) -> list[np.ndarray]:
-    """Which adapters each row of the heatmap is of: the domains one after the other, as in the legend.
+    """The adapters (indices) of each row of the heatmap: one, or of more than CELLS several of the same domain.
 
-    One adapter a row, or the mean of several of a domain where there are more than CELLS.
+    The domains follow one another as in the legend.
     """
     together = -(-len(domains) // CELLS)
     return [mine[i : i + together] for mine in by_domain(domains).values() for i in range(0, len(mine), together)]
@@ -126,7 +125,7 @@ def heatmap(directions: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
 
 
 def row_names(rows: list[np.ndarray], names) -> list[str]:
-    """The adapter's name, or the first and the last one's where a row is of several"""
+    """The name of each row: its adapter's, or those of its first and last one."""
     return [plain(names[row[0]]) + (f" … {plain(names[row[-1]])} ({len(row)})" if len(row) > 1 else "") for row in rows]
 
 

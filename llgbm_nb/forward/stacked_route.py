@@ -51,19 +51,14 @@ class NotStacked:
     adapter: Adapter
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """An adapter that has been read, and is plain LoRA."""
-
-    adapter: Adapter
-    lora: Lora
-
-
 class _Failure:
     """What is kept of an error: the error itself holds on to the tensors of its pass."""
 
     def __init__(self, error: Exception):
         self.reason, self.is_memory = first_sentence(error), out_of_memory(error)
+
+
+_Plain = tuple[Adapter, Lora]  # one that has been read, and is plain LoRA
 
 
 class StackedRoute:
@@ -87,12 +82,12 @@ class StackedRoute:
         """Every adapter's outcome, in groups as soon as there is one; not in the order of `adapters`."""
         waiting: dict[int, list[_Plain]] = {}
         for each in self._read(adapters):
-            if not isinstance(each, _Plain):
+            if not isinstance(each, tuple):
                 yield each
             elif self._unusable:  # it was lost on the way, to memory
-                yield NotStacked(each.adapter)
+                yield NotStacked(each[0])
             else:
-                block = waiting.setdefault(self._twin.together(each.lora), [])
+                block = waiting.setdefault(self._twin.together(each[1]), [])
                 block.append(each)
                 if len(block) >= (BLOCK if len(self._chunks) > 1 else self.copies):
                     yield from self._measure_block(block[:])
@@ -105,7 +100,9 @@ class StackedRoute:
         while self._twin is None and not self._unusable:
             failure = None
             try:
-                self._make_twin()
+                blocks_of(self._base.body)  # raises where there is no list of layers
+                self._twin = Twin(self._base.body, self._base.device, self._low)
+                self._read_lora = LoraReader(self._base.model)
                 self._measure_base()
             except Exception as error:  # an architecture of its own: any kind of error can come out of its forward pass
                 failure = _Failure(error)
@@ -154,23 +151,24 @@ class StackedRoute:
             return Measured(adapter, STACKED, 0.0, reason=str(error))
         except Exception:  # a config that PEFT's own functions stumble over: let PEFT say what is wrong
             return NotStacked(adapter)
-        return NotStacked(adapter) if lora is None else _Plain(adapter, lora)
+        return NotStacked(adapter) if lora is None else (adapter, lora)
 
     def _measure_block(self, block: list[_Plain]) -> Iterator[Measured | NotStacked]:
         """Adapters that see the probes before the next base pass: one group, or many if the probes are split."""
         start, failure = time.perf_counter(), None
         try:
-            found = self._differences([each.lora for each in block])
+            found = self._differences([lora for _, lora in block])
         except Exception as error:
             failure = _Failure(error)
         if failure is None:
             seconds = (time.perf_counter() - start) / len(block)
-            yield from (self._checked(each.adapter, states, seconds) for each, states in zip(block, found, strict=True))
+            for (adapter, _), differences in zip(block, found, strict=True):
+                yield self._checked(adapter, differences, seconds)
         elif failure.is_memory:
             yield from self._measure_halves(block)
         else:  # alone, through PEFT, each will say what is wrong with it
             self._note(f"{len(block)} adapters went through PEFT, as a pass with all of them failed: {failure.reason}")
-            yield from (NotStacked(each.adapter) for each in block)
+            yield from (NotStacked(adapter) for adapter, _ in block)
 
     def _differences(self, loras: list[Lora]) -> list[np.ndarray]:
         """a(M) - a(B) of each adapter: float32 (probes, layers, hidden)."""
@@ -198,24 +196,19 @@ class StackedRoute:
         """Memory ran out: the same with half as many adapters a pass."""
         if self.copies == 1:
             reason = "a pass of this adapter alone does not fit in memory"
-            yield from (Measured(each.adapter, STACKED, 0.0, reason=reason) for each in block)
+            yield from (Measured(adapter, STACKED, 0.0, reason=reason) for adapter, _ in block)
             return
         self._halve()
         self.drop()
-        if not self.is_usable():
-            yield from (NotStacked(each.adapter) for each in block)
-            return
-        for first in range(0, len(block), self.copies):
-            yield from self._measure_block(block[first : first + self.copies])
+        if self.is_usable():
+            for first in range(0, len(block), self.copies):
+                yield from self._measure_block(block[first : first + self.copies])
+        else:
+            yield from (NotStacked(adapter) for adapter, _ in block)
 
     def _halve(self) -> None:
         self.copies //= 2
         self._note(f"memory ran out: from here on {self.copies} adapters share a pass")
-
-    def _make_twin(self) -> None:
-        blocks_of(self._base.body)  # raises where there is no list of layers
-        self._twin = Twin(self._base.body, self._base.device, self._low)
-        self._read_lora = LoraReader(self._base.model)
 
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""

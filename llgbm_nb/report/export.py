@@ -32,25 +32,23 @@ def export_for_training(run: DeltaRun, checkpoint_dir: str | Path) -> tuple[Path
         name = next(name for name in found.names if found.names.count(name) > 1)
         raise InputError(f"two adapters are called {name!r}; a trainer finds them by name, so give each its own")
     found.deltas()  # refuses if the cache has others by now
-    tokenizer = load_tokenizer(run.base_model, run.trust_remote_code)
+    tokenizer = load_tokenizer(run.settings.base_model, run.settings.trust_remote_code)
     ids = tokenize(tokenizer, list(found.probes), config["max_length"])
     probes = [{"text": text, "token_ids": tokens} for text, tokens in zip(found.probes, ids, strict=True)]
     files = {entry["path"]: entry for entry in run.cache.entries().values()}
-    rows = list(zip(found.names, found.paths, found.domains, found.kinds, strict=True))
-    listed = {
-        name: {
+    listed, checkpoints = {}, []
+    for name, path, domain, kind in zip(found.names, found.paths, found.domains, found.kinds, strict=True):
+        listed[name] = {
             "adapter_path": path, "delta_file": files[path]["file"], "task": domain, "delta_norm": files[path]["norm"],
             "probes_file": "probes.json", "num_probes": len(probes),
-        }
-        for name, path, domain, _ in rows
-    }  # fmt: skip
-    checkpoints = [{"name": name, "path": path, "task": domain, "kind": kind} for name, path, domain, kind in rows]
+        }  # fmt: skip
+        checkpoints.append({"name": name, "path": path, "task": domain, "kind": kind})
     manifests = Path(checkpoint_dir) / "manifest.json", deltas / "delta_manifest.json"
     if manifests[0].exists() and not _is_ours(manifests[0]):
         raise InputError(f"{shown(manifests[0])} is not from this program; choose another folder, or move it away")
     _write(deltas / "probes.json", {"max_length": config["max_length"], "probes": probes})
     _write(manifests[1], {"base_activation_file": "base_activation.npy", "adapters": listed})
-    _write(manifests[0], {"made_by": MADE_BY, "base_model": run.base_model, "adapters": checkpoints})
+    _write(manifests[0], {"made_by": MADE_BY, "base_model": run.settings.base_model, "adapters": checkpoints})
     return manifests
 
 
@@ -62,9 +60,8 @@ def _is_ours(file: Path) -> bool:
 
 
 def _write(file: Path, content: dict) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda stream: stream.write(text.encode()))
+        write_whole(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {shown(file)} ({error.strerror})") from error

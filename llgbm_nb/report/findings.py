@@ -1,7 +1,11 @@
-"""TODO: header."""
+"""A run in numbers, as files: summary.json and deltas.csv.
+
+What was found is handed over by the notebooks; nothing is measured or compared here.
+"""
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +20,18 @@ from ..files import shown, write_whole
 from .parameters import versions
 
 
-def write_deltas(run: DeltaRun, folder: Path | None) -> str:
-    """`<folder>/deltas.csv`: name, domain, kind, path, norm and the delta (d0, d1, …) of every adapter that has one."""
-    if folder is None:
-        return "No output_dir is set, so no deltas.csv was written."
-    found = run.delta_set
-    deltas = found.deltas()
-    frame = pd.DataFrame(
-        {"name": found.names, "domain": found.domains, "kind": found.kinds, "path": [shown(p) for p in found.paths]}
-    ).assign(norm=np.linalg.norm(deltas, axis=1))
-    frame = pd.concat([frame, pd.DataFrame(deltas).add_prefix("d")], axis=1)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "deltas.csv", lambda file: frame.to_csv(file, index=False, float_format="%.9g"))
-    return f"{len(frame)} deltas of size {deltas.shape[1]} are in deltas.csv."
-
-
 @dataclass(frozen=True)
 class Findings:
-    """What `04_analysis` finds, for the summary and the page of a run; None: not looked at.
+    """What `05_evidence` finds, for the summary and the page of a run; None: not looked at.
 
-    `score` is `analysis.silhouette` at the last layer, `by_layer` that of every layer, `acceptance` the list's table,
-    `trust` `precision.trust`'s, `methods` `weights.compare_methods`' and `tokens` `tokens.domain_tokens`' table.
+    `score` is `analysis.silhouette` at the last layer, `by_layer` that of every layer, `soundness` the table of
+    `evidence.check_soundness`, `trust` that of `evidence.trust`, `methods` that of `evidence.compare_methods`, and
+    `tokens` that of `evidence.domain_tokens`.
     """
 
     score: Silhouette
     by_layer: pd.Series
-    acceptance: pd.DataFrame
+    soundness: pd.DataFrame
     trust: pd.DataFrame
     reliability: Reliability
     chance: Chance
@@ -50,14 +40,27 @@ class Findings:
     methods: pd.DataFrame | None = None
 
 
+def write_deltas(run: DeltaRun, folder: Path | None) -> str:
+    """`<folder>/deltas.csv`: name, domain, kind, path, norm and the delta (d0, d1, …) of every adapter that has one."""
+    if folder is None:
+        return "No output_dir is set, so no deltas.csv was written."
+    frame = run.delta_set.to_dataframe()
+    deltas = np.reshape([*frame.pop("delta")], (len(frame), run.delta_set.base.shape[-1]))
+    frame = frame.assign(path=frame["path"].map(shown))[["name", "domain", "kind", "path", "norm"]]
+    frame = frame.join(pd.DataFrame(deltas).add_prefix("d"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "deltas.csv", partial(frame.to_csv, index=False, float_format="%.9g"))
+    return f"{len(frame)} deltas of size {deltas.shape[1]} are in deltas.csv."
+
+
 def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
-    """`<folder>/summary.json`: what was run, the counts and norms, failures, silhouettes, evidence, acceptance list."""
+    """`<folder>/summary.json`: what was run, the counts and norms, failures, silhouettes, evidence, soundness."""
     if folder is None:
         return "No output_dir is set, so no summary.json was written."
     score, by_layer, trust, chance = findings.score, findings.by_layer, findings.trust, findings.chance
     best = int(by_layer.idxmax()) if by_layer.notna().any() else None
     content = {
-        "base_model": run.base_model,
+        "base_model": run.settings.base_model,
         "versions": versions(),
         "config": run.cache.config,
         "cache": shown(run.cache.cache_dir),
@@ -82,21 +85,17 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
             "nearest_neighbour_by_chance": _number(chance.expected_accuracy),
             "nearest_neighbour_p": _number(chance.accuracy_p),
         },
-        "acceptance": {row: {"result": r, "evidence": e} for row, r, e in findings.acceptance.itertuples()},
+        "soundness": findings.soundness.to_dict("index"),
     }
     if findings.choice is not None and findings.choice.setting:
-        content["choice"] = dict(
-            zip(("probes", "layer", "mean_taken_off"), findings.choice.setting, strict=True),
-            share=findings.choice.share, picked=findings.choice.picked, held_out=findings.choice.held_out,
-            usual=findings.choice.usual,
-        )  # fmt: skip
+        content["choice"] = dict(zip(("probes", "layer", "centered"), findings.choice.setting, strict=True))
+        content["choice"] |= {key: getattr(findings.choice, key) for key in ("share", "picked", "held_out", "usual")}
     if findings.methods is not None:
-        content["methods"] = {
-            name: {key: _number(value) for key, value in row.items()} for name, row in findings.methods.iterrows()
-        }
+        rows = findings.methods.to_dict("index")
+        content["methods"] = {name: {key: _number(row[key]) for key in row} for name, row in rows.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(folder / "summary.json", lambda file: file.write(text.encode()))
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / "summary.json", text + "\n")
     return "The run in numbers is in summary.json."
 
 

@@ -1,40 +1,50 @@
 """The notebooks' parameters: what each may be, checked in one place, and said in one line if it is wrong.
 
-papermill enforces nothing: `-p max_length abc` arrives as a text, and a misspelt name only warns.
+papermill enforces nothing: `-p max_length abc` arrives as a text, and a misspelt name only warns. Nothing heavy is
+imported here, so that a notebook's first cells take no time; whether there are such adapters and bases is unknown.
 """
 
 import ast
+import dataclasses
 import math
 import platform
 import re
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 
-import torch
-
 from ..errors import InputError
-from ..evidence.tokens import RANKINGS
 from ..files import from_root
-from ..forward.base import DTYPES
 from ..probes import PROBE_TYPES, create_probes
+from ..settings import DTYPES, RANKINGS, Settings
+
+
+def set_up(namespace: dict) -> SimpleNamespace:
+    """What a notebook begins with: `check`, the versions in a line, and tables that pandas shows whole."""
+    import pandas as pd
+
+    values = check(namespace)
+    print(versions())
+    pd.set_option("display.max_colwidth", None, "display.expand_frame_repr", False, "display.precision", 3)
+    return values
 
 
 def check(namespace: dict) -> SimpleNamespace:
     """The parameters found in a notebook's `globals()`, checked. Folders and files come back as absolute paths
-    (relative ones start at the project's root); `probes` is added where there is a `probe_type`.
+    (relative ones start at the project's root). `settings`, a `Settings` of those that it has, is added, and `probes`
+    where there is a `probe_type`.
 
     Raises one InputError that lists everything that is wrong, unknown names that papermill injected among it.
     """
     values, wrong = SimpleNamespace(), []
-    for name, convert in _RULES.items():
-        if name in namespace:
-            try:
-                setattr(values, name, convert(namespace[name]))
-            except InputError as error:
-                wrong.append(f"{name} is {namespace[name]!r}; {error}")
+    for name in sorted(RULES.keys() & namespace.keys()):
+        try:
+            setattr(values, name, RULES[name](namespace[name]))
+        except InputError as error:
+            wrong.append(f"{name} is {namespace[name]!r}; {error}")
     for name in sorted(_unknown(namespace)):
-        near = get_close_matches(name, [known for known in _RULES if known in namespace], n=1)
+        near = get_close_matches(name, RULES.keys() & namespace.keys(), n=1)
         wrong.append(f"there is no parameter {name}" + (f"; did you mean {near[0]}?" if near else ""))
     if wrong:
         raise InputError(" · ".join(wrong))
@@ -42,7 +52,15 @@ def check(namespace: dict) -> SimpleNamespace:
         values.probes = create_probes(values.probe_type, values.probe_file)
         if values.probe_file:
             values.probe_type = values.probe_file.stem
+    known = {field.name for field in dataclasses.fields(Settings)}
+    values.settings = Settings(**{name: value for name, value in vars(values).items() if name in known})
     return values
+
+
+def versions() -> str:
+    """The versions that a result depends on, in one line."""
+    packages = ("torch", "transformers", "peft", "numpy", "scikit-learn")
+    return " · ".join([f"Python {platform.python_version()}", *(f"{p} {version(p).split('+')[0]}" for p in packages)])
 
 
 def _unknown(namespace: dict) -> set[str]:
@@ -61,28 +79,31 @@ def _assigned(source: str) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
+# -- rules: each gives a value back, converted, or raises an InputError that says what it must be ----------------------
+
+
 def _text(value):
     if not isinstance(value, str):
         raise InputError("it must be a text")
     return value
 
 
-def _one_of(*choices: str):
-    def rule(value):
-        if value not in choices:
-            raise InputError(f"choose one of {', '.join(choices)}")
-        return value
-
-    return rule
+def _choice(choices, value):
+    if value not in choices:
+        raise InputError(f"choose one of {', '.join(choices)}")
+    return value
 
 
-def _whole(low: int):
-    def rule(value):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise InputError(f"it must be a whole number, {low} or more")
-        return value
+def _whole(low: int, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InputError(f"it must be a whole number, {low} or more")
+    return value
 
-    return rule
+
+def _positive(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
+        raise InputError("it must be a number above 0")
+    return value
 
 
 def _yes_no(value):
@@ -94,9 +115,12 @@ def _yes_no(value):
 def _device(value):
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
         raise InputError("choose one of auto, cuda, mps, cpu")
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(value.split(":")[0])
-    if there and not there():
-        raise InputError(f"this machine has no {value} that torch {torch.__version__} can use; take auto or cpu")
+    if value not in ("auto", "cpu"):
+        import torch
+
+        there = torch.backends.mps.is_available if value == "mps" else torch.cuda.is_available
+        if not there():
+            raise InputError(f"this machine has no {value} that torch {torch.__version__} can use; take auto or cpu")
     return value
 
 
@@ -106,32 +130,22 @@ def _cluster(value):
     return value
 
 
-def _positive(value):
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise InputError("it must be a number above 0")
-    return value
-
-
 def _folder(value):
     if not _text(value).strip():
         raise InputError("it must name a folder")
     return from_root(value)
 
 
-def _folder_or_none(value):
+def _path_or_none(value):
     return from_root(value) if _text(value).strip() else None
 
 
-def _each(rule):
+def _each(rule, value):
     """One value, or a list of them; papermill's `-p` gives a list as a text with commas."""
-
-    def each(value):
-        if isinstance(value, str) and "," in value and rule is not _text:
-            parts = [part.strip() for part in value.split(",")]
-            value = [int(part) if part.lstrip("-").isdigit() else part for part in parts]
-        return [rule(part) for part in value] if isinstance(value, list) else rule(value)
-
-    return each
+    if isinstance(value, str) and "," in value and rule is not _text:
+        parts = [part.strip() for part in value.split(",")]
+        value = [int(part) if part.lstrip("-").isdigit() else part for part in parts]
+    return [rule(part) for part in value] if isinstance(value, list) else rule(value)
 
 
 def _names(value):
@@ -141,48 +155,23 @@ def _names(value):
     return [name.strip() for name in value if name.strip()]
 
 
-_RULES = {
-    "base_model": _text,
-    "checkpoint_dir": _folder,
-    "cache_dir": _folder,
-    "probe_type": _one_of(*PROBE_TYPES),
-    "probe_file": _folder_or_none,
-    "max_length": _whole(1),
-    "dtype": _one_of(*DTYPES),
+_GROUPS = {
+    "base_model adapter sentence_encoder": _text,
+    "checkpoint_dir cache_dir query_dir data teacher_dir": _folder,
+    "probe_file output_dir export_dir query": _path_or_none,
+    "probe_type": partial(_choice, PROBE_TYPES),
+    "dtype": partial(_choice, DTYPES),
+    "token_ranking": partial(_choice, RANKINGS),
     "device": _device,
     "cluster": _cluster,
-    "adapters_per_pass": _whole(0),
-    "force_recompute": _yes_no,
-    "output_dir": _folder_or_none,
-    "export_dir": _folder_or_none,
-    "trust_remote_code": _yes_no,
-    "acceptance_sample": _whole(0),
-    "precision_sample": _whole(0),
-    "evidence_sample": _whole(0),
-    "token_ranking": _one_of(*RANKINGS),
-    "sentence_encoder": _text,
-    # 05_uses
-    "adapter": _text,
-    "query": _folder_or_none,
-    "query_dir": _folder,
-    # 00_teachers
-    "data": _folder,
-    "teacher_dir": _folder,
-    "splits": _whole(1),
-    "rank": _each(_whole(1)),
-    "alpha": _each(_positive),
-    "targets": _each(_text),
-    "rslora": _names,
-    "dora": _names,
-    "steps": _whole(1),
+    "force_recompute trust_remote_code": _yes_no,
+    "adapters_per_pass soundness_sample precision_sample evidence_sample seed": partial(_whole, 0),
+    "max_length splits steps batch_size": partial(_whole, 1),
+    "max_tokens": partial(_whole, 2),
     "lr": _positive,
-    "batch_size": _whole(1),
-    "max_tokens": _whole(2),
-    "seed": _whole(0),
+    "rank": partial(_each, partial(_whole, 1)),
+    "alpha": partial(_each, _positive),
+    "targets": partial(_each, _text),
+    "rslora dora": _names,
 }
-
-
-def versions() -> str:
-    """The versions that a result depends on, in one line."""
-    packages = ("torch", "transformers", "peft", "numpy", "scikit-learn")
-    return " · ".join([f"Python {platform.python_version()}", *(f"{p} {version(p).split('+')[0]}" for p in packages)])
+RULES = {name: rule for names, rule in _GROUPS.items() for name in names.split()}

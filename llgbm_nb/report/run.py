@@ -1,12 +1,14 @@
 """The notebooks run headless, and what a run leaves in its report folder: `python -m llgbm_nb.report --help`.
 
-A collection with adapters of several bases has one report for each, reports/<run>-<base>/.
-
-reports/<run>/   index.html (the result on one page) · 01_probes.ipynb … 05_uses.ipynb, executed, and .html of
+reports/<run>/   index.html (the result on one page) · 01_probes.ipynb … 06_uses.ipynb, executed, and .html of
                  each · figures as .png · deltas.csv (a row per adapter, its delta at the last layer) · summary.json
+
+A collection with adapters of several bases has one report for each, reports/<run>-<base>/. The parameters and their
+defaults are the notebooks' own; what the notebooks do is unknown here.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import logging
@@ -22,47 +24,25 @@ from ..collection.find import find_adapters
 from ..collection.hub_lists import write_list
 from ..errors import InputError
 from ..files import ROOT, files_fingerprint, from_root, shown, write_whole
-from ..forward.base import base_fingerprint
-from ..uses.task_query import find_queries
 from .parameters import check, versions
 
-NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_uses")
-
-
-DEFAULTS = dict(
-    base_model="", checkpoint_dir="data/teacher_checkpoints", cache_dir="deltas", probe_type="generic", probe_file="",
-    max_length=256, dtype="float32", device="auto", adapters_per_pass=0, force_recompute=False, trust_remote_code=False,
-    acceptance_sample=4, precision_sample=2, evidence_sample=60, token_ranking="share", sentence_encoder="",
-    adapter="", query="data/queries", query_dir="deltas/queries", cluster="",
-)  # fmt: skip
-
-
+NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_evidence", "06_uses")
 HOW = ("force_recompute", "cluster")  # parameters that say how a report is made, and change nothing in it
-
-
 CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
-
-
+DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
 _TABLES = "table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}"
 
 
-DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
-
-
 def run_report(name: str = "", **parameters) -> Path:
-    """Run the notebooks with `parameters` (else DEFAULTS) into `reports/<name>/`, unless that report is up to date.
+    """Run the notebooks with `parameters` (else their own) into `reports/<name>/`, unless that report is up to date.
 
     Raises InputError for wrong parameters, and if a notebook fails (its message is the notebook's own last line).
     """
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    parameters = DEFAULTS | parameters
+    parameters = defaults() | parameters
     values = check(parameters)
     adapters = find_adapters(values.checkpoint_dir)
-    base_model = values.base_model or base_of(adapters)
-    folder = ROOT / "reports" / (_checked(name) or _name(parameters, values))
-    state = _state(parameters, adapters, base_model, values.probe_file)
+    folder = ROOT / "reports" / (_name(name, parameters, values))
+    state = _state(parameters, adapters, values.base_model or base_of(adapters), values.probe_file)
     marker = folder / ".inputs"
     products = [folder / f"{n}{kind}" for n in NOTEBOOKS for kind in (".ipynb", ".html")]
     products += [folder / "deltas.csv", folder / "summary.json", folder / "index.html"]
@@ -75,32 +55,51 @@ def run_report(name: str = "", **parameters) -> Path:
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     folder.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    for notebook in NOTEBOOKS:
-        source, target = ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
+    for notebook, known in _declared().items():
         print(f"{notebook} …", flush=True)
-        known = papermill.inspect_notebook(str(source))
         mine = {key: value for key, value in (parameters | {"output_dir": shown(folder)}).items() if key in known}
-        try:
-            papermill.execute_notebook(
-                str(source), str(target), mine, kernel_name="python3", cwd=str(source.parent), progress_bar=False,
-                execution_timeout=DELTAS_TIMEOUT if notebook.startswith("03") else CELL_TIMEOUT,
-                extra_arguments=["--IPKernelApp.log_level=40"],
-            )  # fmt: skip
-        except papermill.PapermillExecutionError as error:
-            strip_widgets(target)
-            to_html(target)
-            raise InputError(f"{shown(source)} stopped: {error.ename}: {error.evalue}") from error
-        except (DeadKernelError, CellTimeoutError) as error:
-            reason = (
-                "its kernel died (out of memory?)" if isinstance(error, DeadKernelError) else "a cell took too long"
-            )
-            raise InputError(f"{shown(source)} stopped: {reason}; what was computed is kept, run again") from error
-        strip_widgets(target)
-        to_html(target)
+        _execute(notebook, folder / f"{notebook}.ipynb", mine)
     marker.write_text(state)
     shutil.rmtree(previous, ignore_errors=True)
     return folder
+
+
+def defaults() -> dict:
+    """{parameter: its default in the notebooks}, without `output_dir`, which is the report's own folder."""
+    every = {name: each for known in _declared().values() for name, each in known.items() if name != "output_dir"}
+    return {name: ast.literal_eval(each["default"]) for name, each in every.items()}
+
+
+def _declared() -> dict[str, dict[str, dict]]:
+    """{notebook: {parameter: its "default", as Python text, and "help"}}, read from the notebooks."""
+    import papermill
+
+    return {name: papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb")) for name in NOTEBOOKS}
+
+
+def _execute(notebook: str, target: Path, parameters: dict) -> None:
+    """Run a notebook into `target`, and make a page of it, also where it stops. Raises InputError if it does."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    source = ROOT / "notebooks" / f"{notebook}.ipynb"
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        papermill.execute_notebook(
+            str(source), str(target), parameters, kernel_name="python3", cwd=str(source.parent), progress_bar=False,
+            execution_timeout=DELTAS_TIMEOUT if notebook.startswith("03") else CELL_TIMEOUT,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise InputError(f"{shown(source)} stopped: {error.ename}: {error.evalue}") from error
+    except (DeadKernelError, CellTimeoutError) as error:
+        dead = isinstance(error, DeadKernelError)
+        reason = "its kernel died (out of memory?)" if dead else "a cell took too long"
+        raise InputError(f"{shown(source)} stopped: {reason}; what was computed is kept, run again") from error
+    finally:
+        if target.exists():
+            strip_widgets(target)
+            to_html(target)
 
 
 def strip_widgets(notebook: Path) -> None:
@@ -112,7 +111,7 @@ def strip_widgets(notebook: Path) -> None:
     for cell in content.cells:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    write_whole(notebook, lambda file: file.write(nbformat.writes(content).encode()))
+    write_whole(notebook, nbformat.writes(content))
 
 
 def to_html(notebook: Path) -> Path:
@@ -124,7 +123,7 @@ def to_html(notebook: Path) -> Path:
     page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
     page = page.replace("</head>", f"<style>{_TABLES}</style></head>", 1)
     target = notebook.with_suffix(".html")
-    write_whole(target, lambda file: file.write(page.encode()))
+    write_whole(target, page)
     return target
 
 
@@ -134,17 +133,16 @@ def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
     Where there are several bases and no `base_model`, the adapters of each are written into a list of their own,
     `reports/<name>-<base>.txt`, which is that report's `checkpoint_dir`. Raises InputError as `run_report` does.
     """
-    parameters = DEFAULTS | parameters
+    parameters = defaults() | parameters
     values = check(parameters)
-    if values.base_model:
+    groups = {} if values.base_model else by_base(find_adapters(values.checkpoint_dir))
+    if len(groups) < 2:
         return [(name, parameters)]
-    groups = by_base(find_adapters(values.checkpoint_dir))
-    if len(groups) == 1:
-        return [(name, parameters)]
-    usual = _checked(name) or _name(parameters, values).lstrip(".-")
+    usual = _name(name, parameters, values).lstrip(".-")
     short = {base: re.sub(r"[^\w.-]+", "_", base.rstrip("/").rsplit("/", 1)[-1])[:60] for base in groups}
     times = Counter(label.lower() for label in short.values())
-    found = [adapter.name for adapters in groups.values() for adapter in adapters]
+    owners = {adapter.name: base for base, adapters in groups.items() for adapter in adapters}
+    print(f"{len(groups)} bases, a report for each:")
     reports = []
     for base, adapters in groups.items():
         label = short[base]
@@ -153,29 +151,29 @@ def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
         file = ROOT / "reports" / f"{usual}-{label}.txt"
         write_list(file, adapters, f"The adapters of {base} in {shown(values.checkpoint_dir)}")
         mine = parameters | {"checkpoint_dir": shown(file), "base_model": base}
-        if mine["adapter"] in found and mine["adapter"] not in [adapter.name for adapter in adapters]:
-            mine["adapter"] = ""  # it is of another base
+        if owners.get(mine.get("adapter"), base) != base:
+            mine["adapter"] = ""
+        if mine.get("export_dir"):
+            mine["export_dir"] += f"/{label}"
         reports.append((file.stem, mine))
-    print(f"{len(groups)} bases, a report for each:")
-    for (own, _), (base, adapters) in zip(reports, groups.items(), strict=True):
-        print(f"  {short[base]} ({len(adapters)} adapter{'s' * (len(adapters) > 1)}): reports/{own}")
+        print(f"  {short[base]} ({len(adapters)} adapter{'s' * (len(adapters) > 1)}): reports/{file.stem}")
     return reports
 
 
-def _checked(name: str) -> str:
-    if name and not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(
-            f"the report's name is {name!r}; it must be one folder name of letters, digits, '.', '_' and '-'"
-        )
-    return name
+def _name(name: str, parameters: dict, values) -> str:
+    """The name of a report's folder: the one that is given, which is checked, or what is run, in a few words.
 
-
-def _name(parameters: dict, values) -> str:
-    """What was run, in a few words; with a digest of the parameters where these are not the default ones."""
-    collection = values.checkpoint_dir
-    name = collection.stem if collection.is_file() else collection.name
-    parts = [name, values.probe_type, values.base_model.rstrip("/").rsplit("/", 1)[-1]]
-    chosen = {key: value for key, value in parameters.items() if value != DEFAULTS[key] and key not in HOW}
+    The latter with a digest of the parameters where these are not the default ones.
+    """
+    if name:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            wanted = "it must be one folder name of letters, digits, '.', '_' and '-'"
+            raise InputError(f"the report's name is {name!r}; {wanted}")
+        return name
+    collection, usual = values.checkpoint_dir, defaults()
+    parts = [collection.stem if collection.is_file() else collection.name, values.probe_type]
+    parts.append(values.base_model.rstrip("/").rsplit("/", 1)[-1])
+    chosen = {key: value for key, value in parameters.items() if value != usual.get(key) and key not in HOW}
     if set(chosen) - {"probe_type"}:
         parts.append(hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6])
     return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts)))
@@ -186,17 +184,20 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
 
     Raises InputError if there are no such queries.
     """
-    program = [*sorted(Path(__file__).parent.glob("*.py")), *(ROOT / "notebooks" / f"{n}.ipynb" for n in NOTEBOOKS)]
+    from ..forward.base import base_fingerprint  # these take seconds to import
+    from ..uses.task_query import find_queries
+
+    package = sorted(Path(__file__).parents[1].rglob("*"))
+    program = [file for file in package if file.suffix in (".py", ".html")]
+    program += [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     program += [probe_file] if probe_file else []
-    program += [*find_queries(parameters["query"]).values()] if parameters["query"] else []
-    if (encoder := from_root(parameters["sentence_encoder"])).is_dir() and parameters["sentence_encoder"]:
-        program += [file for file in encoder.rglob("*") if file.is_file()]
+    program += [*find_queries(parameters["query"]).values()] if parameters.get("query") else []
+    if (encoder := parameters.get("sentence_encoder")) and from_root(encoder).is_dir():
+        program += [file for file in from_root(encoder).rglob("*") if file.is_file()]
     state = [
         json.dumps({key: value for key, value in parameters.items() if key not in HOW}, sort_keys=True),
-        files_fingerprint(program),
-        base_fingerprint(base_model),
-        versions(),
-    ]
+        files_fingerprint(program), base_fingerprint(base_model), versions(),
+    ]  # fmt: skip
     for adapter in adapters:
         try:
             state.append(f"{adapter.path} {adapter.name} {adapter.domain} {adapter.fingerprint}")
@@ -206,17 +207,18 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns 0, or 1 if a report could not be made."""
     parser = argparse.ArgumentParser(
-        prog="python -m llgbm_nb.report",
-        allow_abbrev=False,
-        description="Run the notebooks into reports/; the options are the notebooks' parameters (README). "
+        prog="python -m llgbm_nb.report", allow_abbrev=False,
+        description="Run the notebooks into reports/; the options are the notebooks' parameters (docs/parameters.md). "
         "--checkpoint-dir is a folder, or a text file with a hub id or a folder a line. If the adapters name several "
         "bases and --base-model none, there is a report for each.",
-    )
+    )  # fmt: skip
     parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
-    for key, default in DEFAULTS.items():
+    helps = {name: each["help"].replace("%", "%%") for known in _declared().values() for name, each in known.items()}
+    for key, default in defaults().items():
         kind = dict(action="store_true") if default is False else dict(type=type(default), default=default)
-        parser.add_argument(f"--{key.replace('_', '-')}", **kind)
+        parser.add_argument(f"--{key.replace('_', '-')}", help=helps[key], **kind)
     given = vars(parser.parse_args(arguments))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -238,12 +240,12 @@ def _report(name: str, parameters: dict) -> int:
     except InputError as error:
         return _failed(error)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    points, refused = summary["acceptance"], summary["failed"]
+    points, refused = summary["soundness"], summary["failed"]
     if refused:
         lines = [f"{path}: {reason}" for path, reason in refused.items()]
         print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *lines, sep="\n  ")
     failed = [name for name, point in points.items() if point["result"] == "FAIL"]
-    print(f"acceptance: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
+    print(f"soundness: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
     print(f"open {shown(folder)}/index.html")
     return 0
 
@@ -251,7 +253,3 @@ def _report(name: str, parameters: dict) -> int:
 def _failed(error: InputError) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,8 @@
-"""TODO: header."""
+"""Who is nearest to an adapter, or to any delta, and which adapters are one and the same.
+
+By the cosine of their deltas, exactly: one product with all directions answers 10,000 adapters of hidden size 576 in a
+few milliseconds, so that an approximate index would save nothing that is felt. What adapters are for is unknown here.
+"""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -7,80 +11,60 @@ from itertools import combinations, islice
 import numpy as np
 import pandas as pd
 
-from ..analysis.geometry import directions
-from ..collection.adapters import Adapter
+from ..analysis.geometry import directions, nearest
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun
 from ..errors import InputError
 
 PAIRS = 10_000  # near-duplicates that are listed
-
-
 BLOCK = 256  # rows of the matrix of cosines that are looked at together
-
-
-class Index:
-    """Who is nearest to an adapter, or to any delta, asked again and again: the deltas are read once.
-
-    Exact: one product with all directions, float64 (adapters, hidden), which answers 10,000 adapters of hidden size 576
-    in a few milliseconds (benchmarks/scale.py); an approximate index would save nothing that is felt.
-    """
-
-    def __init__(self, delta_set: DeltaSet, layer: int = -1):
-        """Raises InputError for a layer that was not computed."""
-        self._set, self._rows = delta_set, directions(delta_set.deltas(layer))
-
-    def nearest(self, name: str = "", k: int = 5) -> pd.DataFrame:
-        """As `nearest_to`."""
-        found = self._set
-        if not name and not len(found):
-            return self._table([], np.zeros(0), name)
-        own = _number_of(found, name) if name else 0
-        cosines = self._rows @ self._rows[own]
-        order = [i for i in np.argsort(-cosines, kind="stable")[: k + 1] if i != own][:k]
-        return self._table(order, cosines, found.names[own])
-
-    def nearest_of(self, delta: np.ndarray, k: int = 5) -> pd.DataFrame:
-        """The same for any delta, float (hidden,), such as a query's or the sum of several."""
-        cosines = self._rows @ directions(np.asarray(delta)[None])[0]
-        return self._table(np.argsort(-cosines, kind="stable")[:k], cosines, "it")
-
-    def _table(self, order: Sequence[int], cosines: np.ndarray, name: str) -> pd.DataFrame:
-        found = self._set
-        columns = {
-            "neighbour": [found.names[i] for i in order],
-            "domain": [found.domains[i] for i in order],
-            "kind": [found.kinds[i] for i in order],
-            "cosine": cosines[order] if len(order) else np.zeros(0),
-        }
-        return pd.DataFrame(columns, pd.RangeIndex(1, len(order) + 1, name=f"near {name}"))
 
 
 def nearest_to(delta_set: DeltaSet, name: str = "", k: int = 5, layer: int = -1) -> pd.DataFrame:
     """The `k` adapters nearest to one by cosine, the nearest first: columns neighbour, domain, kind, cosine.
 
-    Without a `name` it is the set's first adapter; the index says which, and counts from 1. To ask more than once, see
-    `Index`. Raises InputError for a name that no adapter has, or a layer that was not computed.
+    Without a `name` it is the set's first adapter; the index says which, and counts from 1. Raises InputError for a
+    name that no adapter has, or a layer that was not computed.
     """
-    return Index(delta_set, layer).nearest(name, k)
+    if not name and not len(delta_set):
+        return _neighbours(delta_set, [], np.zeros(0), name)
+    own = number_of(delta_set, name) if name else 0
+    return _neighbours(delta_set, *nearest(directions(delta_set.deltas(layer)), k, own), delta_set.names[own])
+
+
+def nearest_to_delta(delta_set: DeltaSet, delta: np.ndarray, k: int = 5, layer: int = -1) -> pd.DataFrame:
+    """The same for any delta, float (hidden,), such as a query's or the sum of several."""
+    return _neighbours(delta_set, *nearest(directions(delta_set.deltas(layer)), k, np.asarray(delta)), "it")
+
+
+def _neighbours(found: DeltaSet, order: Sequence[int], cosines: np.ndarray, name: str) -> pd.DataFrame:
+    of_each = {"neighbour": found.names, "domain": found.domains, "kind": found.kinds}
+    columns = {column: [values[i] for i in order] for column, values in of_each.items()} | {"cosine": cosines}
+    return pd.DataFrame(columns, pd.RangeIndex(1, len(order) + 1, name=f"nearest to {name}"))
+
+
+def number_of(delta_set: DeltaSet, name: str) -> int:
+    """The index of an adapter. Raises InputError for a name that none has, with those that are spelt like it."""
+    if name not in delta_set.names:
+        alike = get_close_matches(name, delta_set.names, n=3)
+        hint = f"did you mean {' or '.join(alike)}?" if alike else "see the names in 03_teacher_deltas"
+        raise InputError(f"no adapter with a delta is called {name!r}; {hint}")
+    return delta_set.names.index(name)
 
 
 def near_duplicates(
-    delta_set: DeltaSet, threshold: float = 0.999, fingerprints: Sequence[str | None] | None = None
+    delta_set: DeltaSet, threshold: float = 0.999, fingerprints: Sequence[str | None] = ()
 ) -> pd.DataFrame:
     """Pairs of adapters that are one and the same, or nearly: columns adapter, other, cosine, norm ratio, why.
 
     `why` is "same files" where config and weights are equal byte for byte, else "same direction": the cosine of the
     deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's. `fingerprints` are those of the
-    adapters' files in the set's order, where they are known; else the files are read (None: of one that cannot be).
+    adapters' files, in the set's order (see below); without them, or where one is None, directions decide.
     The cosines are formed BLOCK rows at a time, never those of all pairs at once. If there are more than PAIRS, as in a
     collection of copies, those of the first adapters are given, and `attrs["more"]` is True.
     """
-    if fingerprints is None:
-        fingerprints = [_fingerprint(path, name) for path, name in zip(delta_set.paths, delta_set.names, strict=True)]
-    deltas = delta_set.deltas()
+    deltas, names, copies = delta_set.deltas(), delta_set.names, {}
     norms, rows = np.linalg.norm(deltas.astype(np.float64), axis=1), directions(deltas)
-    copies: dict[str, list[int]] = {}
     for number, fingerprint in enumerate(fingerprints):
         if fingerprint is not None:
             copies.setdefault(fingerprint, []).append(number)
@@ -90,19 +74,13 @@ def near_duplicates(
         if len(why) > PAIRS:
             break
         cosines = rows[start : start + BLOCK] @ rows[start:].T  # each pair once: with what comes after
-        for i, j in np.argwhere(np.triu(cosines > threshold, k=1))[: PAIRS + 1]:
-            why.setdefault((start + int(i), start + int(j)), "same direction")
-    pairs = sorted(why)[:PAIRS]
-    names, ratio = delta_set.names, np.divide(1.0, norms, out=np.full(len(norms), np.nan), where=norms > 0)
-    frame = pd.DataFrame(
-        {
-            "adapter": [names[i] for i, _ in pairs],
-            "other": [names[j] for _, j in pairs],
-            "cosine": np.array([rows[i] @ rows[j] for i, j in pairs], dtype=float),
-            "norm ratio": np.array([norms[j] * ratio[i] for i, j in pairs], dtype=float),
-            "why": [why[pair] for pair in pairs],
-        }
-    )
+        for i, j in np.argwhere(np.triu(cosines > threshold, k=1))[: PAIRS + 1].tolist():
+            why.setdefault((start + i, start + j), "same direction")
+    pairs = [
+        (names[i], names[j], rows[i] @ rows[j], norms[j] / norms[i] if norms[i] else np.nan, why[i, j])
+        for i, j in sorted(why)[:PAIRS]
+    ]
+    frame = pd.DataFrame(pairs, columns=["adapter", "other", "cosine", "norm ratio", "why"])
     frame.attrs["more"] = len(why) > PAIRS
     return frame
 
@@ -111,18 +89,3 @@ def fingerprints(run: DeltaRun) -> list[str | None]:
     """Those of the adapters' files, in the set's order, as the cache has them: for `near_duplicates`."""
     known = {entry["path"]: entry["fingerprint"] for entry in run.cache.entries().values()}
     return [known.get(path) for path in run.delta_set.paths]
-
-
-def _number_of(delta_set: DeltaSet, name: str) -> int:
-    if name not in delta_set.names:
-        near = get_close_matches(name, delta_set.names, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see the names in 03_teacher_deltas"
-        raise InputError(f"no adapter with a delta is called {name!r}; {hint}")
-    return delta_set.names.index(name)
-
-
-def _fingerprint(path: str, name: str) -> str | None:
-    try:
-        return Adapter(path, name).fingerprint
-    except InputError:  # its delta is from the cache, its files are gone
-        return None

@@ -1,14 +1,21 @@
-"""TODO: header."""
+"""Several adapters on the base at once: is what they do the sum of what each does, and is a merge where the sum says?
+
+    additivity   Delta(A + B), both on the base, against Delta(A) + Delta(B)
+    a merge      the delta of PEFT's merged adapter against the weighted sum of the deltas
+
+All at the run's deepest layer. What adapters do off the run's probes is unknown here.
+"""
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, islice
 
 import numpy as np
 import pandas as pd
 from peft import PeftModel, set_peft_model_state_dict
 
+from ..analysis.geometry import directions
 from ..collection.adapters import CONFIG, UNKNOWN, Adapter, is_lora
 from ..delta_set import DeltaSet, mean_over_probes
 from ..deltas import DeltaRun
@@ -17,22 +24,21 @@ from ..forward.base import BaseModel
 from ..forward.lora import is_plain
 from ..forward.peft_route import BaseChanged, adapted_states, applied, base_state, read_config
 from ..forward.states import last_token_states, tokenize
-from .nearest import _number_of
+from .nearest import number_of
 
 DRAWN = 100  # adapters that pairs are drawn from, where there are more
 
 
 @contextlib.contextmanager
 def applied_together(model, adapters: Sequence[Adapter], before: tuple | None = None):
-    """As `peft_adapter.applied`, with all `adapters`, LoRA, active at once: the base with the sum of their changes.
+    """As `peft_route.applied`, with all `adapters`, LoRA, active at once: the base with the sum of their changes.
 
     In the `PeftModel` they are called "default", "with1", "with2", … in their order. Raises InputError for an adapter
     that cannot be used, and BaseChanged, on leaving, if the base is not what it was.
     """
-    first, *others = adapters
-    with applied(model, first, before) as wrapped:
+    with applied(model, adapters[0], before) as wrapped:
         names = ["default", *(f"with{number}" for number in range(1, len(adapters)))]
-        for name, adapter in zip(names[1:], others, strict=True):
+        for name, adapter in zip(names[1:], adapters[1:], strict=True):
             _load(wrapped, name, adapter)
         wrapped.base_model.set_adapter(names, inference_mode=True)
         yield wrapped.eval()
@@ -42,36 +48,33 @@ def _load(wrapped: PeftModel, name: str, adapter: Adapter) -> None:
     tensors, config = adapter.read_tensors(), read_config(adapter)
     config.inference_mode = True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             wrapped.add_adapter(name, config)
             result = set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
     except Exception as error:
         raise InputError(f"{adapter.name} cannot be put beside the other: {first_sentence(error)}") from error
-    lacking = [key for key in result.missing_keys if f".{name}." in f"{key}."]
-    if lacking or result.unexpected_keys:
-        wrong = [*lacking, *result.unexpected_keys]
+    if wrong := [key for key in result.missing_keys if f".{name}." in f"{key}."] + result.unexpected_keys:
         raise InputError(f"the weights of {adapter.name} do not fit its {CONFIG}: {wrong[0]}")
 
 
 class _Probed:
-    """A base with its own states on a run's probes, for the deltas of what is put on it."""
+    """A base, in float32, with its own states on a run's probes: for the deltas of what is put on it."""
 
     def __init__(self, run: DeltaRun, base: BaseModel):
-        self._base, numbers = base, run.delta_set.layer_numbers
-        self._layer = numbers[-1] if numbers else -1
-        self._ids = tokenize(base.tokenizer, list(run.delta_set.probes), run.cache.config["max_length"])
+        self._base, self._layer = base, run.delta_set.layer_numbers[-1]
+        self._ids = tokenize(base.tokenizer, list(run.delta_set.probes), run.settings.max_length)
         self._states = last_token_states(base.model, self._ids, base.device)
         self._before = base_state(base.model)
 
-    def delta(self, adapters: Sequence[Adapter], change=lambda wrapped: None) -> np.ndarray:
-        """The delta of all `adapters` at once, after `change(wrapped)`: float32 (hidden,), at the run's deepest layer.
+    def delta(self, adapters: Sequence[Adapter], change: Callable[[PeftModel], object] | None = None) -> np.ndarray:
+        """The delta of all `adapters` at once, after `change(wrapped)`: float32 (hidden,).
 
         Raises InputError if they cannot be used so, BaseChanged if the base is lost.
         """
         try:
             with applied_together(self._base.model, adapters, self._before) as wrapped:
-                change(wrapped)
+                if change:
+                    change(wrapped)
                 states = adapted_states(wrapped.eval(), self._ids, self._base.device)
         except (InputError, BaseChanged):
             raise
@@ -85,45 +88,39 @@ def additivity(
 ) -> pd.DataFrame:
     """How far the delta of two adapters at once is the sum of their deltas, a row per pair.
 
-    Columns: adapter, other, kind ("within" a domain or "across" two), `cosine` of Delta(A+B) and Delta(A) + Delta(B),
-    `error` ||Delta(A+B) - (Delta(A) + Delta(B))|| / ||Delta(A) + Delta(B)||, `single`: the larger of the cosines of
-    Delta(A+B) with Delta(A) and Delta(B), the yardstick that the sum has to beat; and `reason` if a pair could not be
-    measured. `pairs` are names; None draws up to `per_kind` of either kind among plain LoRA adapters that have a
-    domain. `base` is `run.load_base()`, and is the same afterwards, bit for bit. Raises InputError
-    for an unknown name, BaseChanged if the base could not be brought back.
+    Columns: adapter, other, kind ("within" a domain or "across" two), `cosine` of Delta(A+B) and the sum, `single`: the
+    larger of the cosines of Delta(A+B) with Delta(A) and Delta(B), the yardstick that the sum has to beat, `error`
+    ||Delta(A+B) - sum|| / ||sum||, and `reason` if a pair could not be measured. `pairs` are names; None draws up to
+    `per_kind` of either kind among plain LoRA adapters that have a domain. `base` is `run.load_base()`, the same bits
+    afterwards. Raises InputError for an unknown name, BaseChanged if the base could not be brought back.
     """
     found, rows = run.delta_set, []
-    single = dict(zip(found.names, found.deltas().astype(np.float64), strict=True))
-    chosen = _pairs(found, per_kind, seed) if pairs is None else [[_number_of(found, n) for n in p] for p in pairs]
+    deltas, adapters = found.deltas().astype(np.float64), found.adapters
+    chosen = _pairs(found, per_kind, seed) if pairs is None else [[number_of(found, n) for n in p] for p in pairs]
     probed = _Probed(run, base) if chosen else None
     for i, j in chosen:
-        names = (found.names[i], found.names[j])
-        row = {"adapter": names[0], "other": names[1], "cosine": np.nan, "error": np.nan, "single": np.nan}
-        row["kind"] = "within" if found.domains[i] == found.domains[j] else "across"
-        row["reason"] = ""
+        numbers, reason = (np.nan, np.nan, np.nan), ""
         try:
-            both = probed.delta([found.adapters[i], found.adapters[j]])
+            both, total = probed.delta([adapters[i], adapters[j]]), deltas[i] + deltas[j]
+            if not np.any(total):
+                raise InputError("their deltas add up to zero")
+            numbers = _cosine(both, total), max(_cosine(both, deltas[i]), _cosine(both, deltas[j])), _error(both, total)
         except InputError as error:
-            row["reason"] = str(error)
-            rows.append(row)
-            continue
-        if not np.any(single[names[0]] + single[names[1]]):
-            row["reason"] = "their deltas add up to zero"
-        else:
-            row["cosine"], row["error"] = _agreement(both, single[names[0]] + single[names[1]])
-            row["single"] = max(cosine(both, single[name]) for name in names)
-        rows.append(row)
+            reason = str(error)
+        kind = "within" if found.domains[i] == found.domains[j] else "across"
+        rows.append((found.names[i], found.names[j], kind, *numbers, reason))
     return pd.DataFrame(rows, columns=["adapter", "other", "kind", "cosine", "single", "error", "reason"])
 
 
 def additivity_text(pairs: pd.DataFrame) -> str:
-    """`additivity` in lines: the errors by kind, and every pair that could not be measured, with its reason."""
-    lines = [
-        f"{kind} {'a domain' if kind == 'within' else 'domains'}, {len(mine)} measured: the sum is "
-        f"{100 * mine['error'].min():.0f} to {100 * mine['error'].max():.0f} % of its norm away from both at once"
-        for kind in ("within", "across")
-        if len(mine := pairs[(pairs["kind"] == kind) & pairs["error"].notna()])
-    ]
+    """`additivity` in lines: what the sum is worth here, and every pair that could not be measured, with its reason."""
+    measured, lines = pairs[pairs["error"].notna()], []
+    if len(measured):
+        nearer = int((measured["cosine"] > measured["single"]).sum())
+        lines.append(f"The sum is nearer to both at once than either alone in {nearer} of {len(measured)} pairs.")
+    for kind, errors in measured.groupby("kind", sort=False)["error"]:
+        where = f"{'Within a domain' if kind == 'within' else 'Across domains'} ({len(errors)} measured)"
+        lines.append(f"{where} it is {100 * errors.min():.0f} to {100 * errors.max():.0f} % of its norm away.")
     lines += [f"✗ {row.adapter} + {row.other}: {row.reason}" for row in pairs.itertuples() if row.reason]
     return "\n".join(lines) or "There are no two plain LoRA adapters that have a domain."
 
@@ -135,33 +132,28 @@ def merge_check(
     """LoRA adapters merged with PEFT's `add_weighted_adapter`, against the sum of their deltas.
 
     With "cat" the merged adapter's change of the weights is exactly the weighted sum of the changes; with "linear"
-    (equal ranks only) A and B are summed each by itself, which adds cross terms. `weights` default to 1. With
-    rsLoRA in the first place, PEFT 0.21 makes the merge sqrt(rank) times too large (its pull request 3449), and that
-    shows here.
+    (equal ranks only) A and B are summed each by itself, which adds cross terms. `weights` default to 1. With rsLoRA in
+    the first place, PEFT 0.21 makes the merge sqrt(rank) times too large (its pull request 3449), and that shows here.
     The dict has adapters, weights, combination_type, singles (their deltas, float32 (adapters, hidden)), predicted and
     measured (float32 (hidden,)), the `cosine` of these two, and `error`, ||measured - predicted|| / ||predicted||.
     Raises InputError for an unknown name or what PEFT cannot merge, BaseChanged if the base could not be brought back.
     """
-    found = run.delta_set
-    numbers = [_number_of(found, name) for name in names]
-    weights = [1.0] * len(names) if weights is None else list(weights)
+    found, weights = run.delta_set, [1.0] * len(names) if weights is None else list(weights)
+    numbers = [number_of(found, name) for name in names]
     if not names or len(set(names)) < len(names) or len(weights) != len(names):
-        raise InputError(
-            f"cannot merge {list(names)} with weights {weights}; give different names, one weight for each"
-        )
+        wrong = f"cannot merge {list(names)} with weights {weights}"
+        raise InputError(f"{wrong}; give different names, one weight for each")
 
     def merge(wrapped: PeftModel) -> None:
         parts = [*wrapped.peft_config]
         wrapped.base_model.add_weighted_adapter(parts, weights, "merged", combination_type=combination_type)
         wrapped.base_model.set_adapter("merged", inference_mode=True)
 
-    measured = _Probed(run, base).delta([found.adapters[i] for i in numbers], merge)
-    singles = found.deltas()[numbers]
+    measured, singles = _Probed(run, base).delta([found.adapters[i] for i in numbers], merge), found.deltas()[numbers]
     predicted = np.asarray(weights, dtype=np.float32) @ singles
-    near, error = _agreement(measured, predicted)
     return dict(
         adapters=list(names), weights=weights, combination_type=combination_type, singles=singles, predicted=predicted,
-        measured=measured, cosine=near, error=error,
+        measured=measured, cosine=_cosine(measured, predicted), error=_error(measured, predicted),
     )  # fmt: skip
 
 
@@ -175,50 +167,57 @@ def merge_or_reason(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dic
         return f"{' and '.join(names)} cannot be merged: {error}"
 
 
+def merge_text(merge: dict | str) -> str:
+    """Whether the merged adapter lies where the sum of the deltas says; "" where the picture says why there is none."""
+    if isinstance(merge, str):
+        return ""
+    alone = merge_cosines(merge, {"merged": merge["measured"]})["merged"].drop("merged")
+    far, verdict = merge["error"], "do something else than the sum of their deltas says"
+    if far < 0.5:
+        verdict = "do what the sum of their deltas says" if far < 0.1 else "come near to the sum of their deltas"
+    return (
+        f"Merged, {' and '.join(merge['adapters'])} {verdict}: {100 * far:.0f} % of its norm away, at a cosine of "
+        f"{merge['cosine']:.3f} (with {alone.idxmax()} alone: {alone.max():.3f})."
+    )
+
+
 def merge_cosines(merge: dict | str, asked: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Cosine of each single adapter's delta, and of the merged one's, with each of `asked`, {query: delta}."""
     if isinstance(merge, str):
         return pd.DataFrame(columns=[*asked], dtype=float)
     measured = dict(zip(merge["adapters"], merge["singles"], strict=True)) | {"merged": merge["measured"]}
-    rows = {name: {query: cosine(delta, wanted) for query, wanted in asked.items()} for name, delta in measured.items()}
+    rows = {name: {query: _cosine(delta, asked[query]) for query in asked} for name, delta in measured.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """The cosine of two vectors; 0 if one is zero, which is similar to nothing."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    length = np.linalg.norm(one) * np.linalg.norm(other)
-    return float(one @ other / length) if length > 0 else 0.0
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = directions(np.stack([one, other]))
+    return float(one @ other)
 
 
-def _agreement(measured: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+def _error(measured: np.ndarray, predicted: np.ndarray) -> float:
+    """||measured - predicted|| / ||predicted||."""
     length = np.linalg.norm(predicted)
-    error = float(np.linalg.norm(measured - predicted) / length) if length > 0 else np.nan
-    return cosine(measured, predicted), error
+    return float(np.linalg.norm(measured - predicted) / length) if length > 0 else np.nan
 
 
 def _plain_lora(found: DeltaSet, number: int) -> bool:
     """Whether an adapter is LoRA and nothing else: only then is a sum of changes what PEFT makes of several."""
     if not is_lora(found.kinds[number]):  # without a look at its files
         return False
-    try:
-        return is_plain(read_config(found.adapters[number]))
-    except InputError:
-        return False
+    with contextlib.suppress(InputError):
+        return is_plain(read_config(Adapter(found.paths[number], found.names[number])))
+    return False
 
 
 def _pairs(found: DeltaSet, per_kind: int, seed: int) -> list[tuple[int, int]]:
     """Up to `per_kind` pairs of plain LoRA adapters of one domain, then of two, drawn by chance."""
-    random = np.random.default_rng(seed)
-    drawn = []
-    for number in random.permutation(len(found)):
-        if len(drawn) < DRAWN and found.domains[number] != UNKNOWN and _plain_lora(found, number):
-            drawn.append(int(number))
-    pairs = [sorted(pair) for pair in combinations(drawn, 2)]
+    random, domains = np.random.default_rng(seed), found.domains
+    fitting = (int(n) for n in random.permutation(len(found)) if domains[n] != UNKNOWN and _plain_lora(found, n))
+    pairs = [sorted(pair) for pair in combinations(islice(fitting, DRAWN), 2)]
     random.shuffle(pairs)
-    within = [(i, j) for i, j in pairs if found.domains[i] == found.domains[j]]
-    across = [(i, j) for i, j in pairs if found.domains[i] != found.domains[j]]
-    return within[:per_kind] + across[:per_kind]
+    kinds = ([pair for pair in pairs if (domains[pair[0]] == domains[pair[1]]) == within] for within in (True, False))
+    return [pair for kind in kinds for pair in kind[:per_kind]]
 
 
 def pick_to_merge(run: DeltaRun, cosines: pd.DataFrame | None = None) -> list[str]:
@@ -228,24 +227,23 @@ def pick_to_merge(run: DeltaRun, cosines: pd.DataFrame | None = None) -> list[st
     domain, the first query the nearest one of another; without, each domain its first. rsLoRA is left out: see
     `merge_check`; and so is what PEFT merges in part only (chosen layers), or not with a list (targets by regex).
     """
-    found = run.delta_set
-
-    def fits(i: int) -> bool:
-        if not found.kinds[i].startswith("LoRA") or not _plain_lora(found, i):
-            return False
-        config = found.adapters[i].config
-        return not config.get("layers_to_transform") and isinstance(config.get("target_modules"), list)
-
+    found, picked = run.delta_set, {}
     if cosines is None or cosines.empty:
         orders = [[i for i, d in enumerate(found.domains) if d == domain] for domain in dict.fromkeys(found.domains)]
     else:
         orders = np.argsort(-cosines.to_numpy(dtype=float), axis=1, kind="stable")
-    picked: dict[str, str] = {}
     for order in orders:
-        best = next((i for i in order if fits(i)), None)
+        best = next((i for i in order if _can_be_merged(found, i)), None)
         if best is not None and len(picked) < 2:
             picked.setdefault(found.domains[best], found.names[best])
-    if len(picked) == 1 and len(orders):
-        best = next((i for i in orders[0] if found.domains[i] not in picked and fits(i)), None)
-        picked |= {} if best is None else {found.domains[best]: found.names[best]}
+    if len(picked) == 1:
+        others = (i for i in orders[0] if found.domains[i] not in picked and _can_be_merged(found, i))
+        picked |= {found.domains[i]: found.names[i] for i in islice(others, 1)}
     return [*picked.values()]
+
+
+def _can_be_merged(found: DeltaSet, number: int) -> bool:
+    if not found.kinds[number].startswith("LoRA") or not _plain_lora(found, number):
+        return False
+    config = Adapter(found.paths[number], found.names[number]).config
+    return not config.get("layers_to_transform") and isinstance(config.get("target_modules"), list)

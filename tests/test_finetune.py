@@ -1,4 +1,7 @@
+"""Teachers from data files: what is trained on what, saved how, and that the base is left alone."""
+
 import json
+import shutil
 
 import pytest
 import torch
@@ -69,8 +72,6 @@ def test_the_same_seed_gives_the_same_bytes(base, data, tmp_path):
 
 
 def test_teachers_that_are_there_are_kept_and_missing_ones_trained(base, data, tmp_path):
-    import shutil
-
     train(base, data, tmp_path / "t")
     shutil.rmtree(tmp_path / "t/art/art-2")
     before = (tmp_path / "t/law/law-1/adapter_model.safetensors").stat().st_mtime_ns
@@ -85,7 +86,7 @@ def test_the_base_is_as_it_was_after_training(base, data, tmp_path):
     tokenizer = load_base(str(base)).tokenizer
     config = finetune.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     pairs = finetune.read_pairs(data / "art.json")
-    finetune.finetune(model, tokenizer, pairs, config, steps=2, lr=1e-2, batch_size=2, max_tokens=32, seed=0)
+    finetune.train_lora(model, tokenizer, pairs, config, steps=2, lr=1e-2, batch_size=2, max_tokens=32, seed=0)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
 
@@ -116,3 +117,14 @@ def test_too_few_pairs_and_lists_of_another_length(base, data, tmp_path):
         train(base, data, tmp_path / "t", rank=[1, 2, 3])
     with pytest.raises(InputError, match="no data file"):
         finetune.find_data_files(tmp_path / "nowhere")
+
+
+def test_the_losses_as_a_table_and_a_sentence():
+    settings = dict(variant="LoRA", rank=4, alpha=8, targets="qv", split="1 of 2", pairs=5, steps=8, lr=1e-3)
+    losses = {"a": [4, 2, 9, 9, 9, 9, 1, 2], "b": [2, 2, 9, 9, 9, 9, 3, 3], "c": [2, 1, 1]}
+    records = [dict(name=n, domain="x", status="trained", losses=each, **settings) for n, each in losses.items()]
+    table = finetune.table(records)
+    assert list(table["first loss"]) == [3, 2, 2] and list(table["last loss"]) == [1.5, 3, 1]
+    assert list(table.index) == ["a", "b", "c"] and list(table.columns[-3:]) == ["first loss", "last loss", "status"]
+    text = finetune.about_losses(records)
+    assert text.startswith("The loss fell for 2 of 3 teachers, least for b (from 2.00 to 3.00, ")

@@ -1,0 +1,7 @@
+"""`python -m llgbm_nb.report`: see `run`."""
+
+import sys
+
+from .run import main
+
+sys.exit(main())
