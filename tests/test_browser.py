@@ -223,7 +223,7 @@ def test_the_map_of_thousands_of_adapters_is_drawn_by_webgl(run, offline, tmp_pa
 def test_every_page_opens_without_a_network(report, offline):
     page, complaints = offline
     pages = sorted(report.glob("*.html"))
-    assert len(pages) == 7
+    assert len(pages) == 8
     for file in pages:
         page.goto(file.as_uri())
         page.wait_for_load_state("networkidle")

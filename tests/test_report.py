@@ -45,6 +45,19 @@ def test_a_query_or_an_encoder_that_changes_is_noticed(made_from, file):
     assert state() != before
 
 
+@pytest.mark.parametrize("file", ["deltas.py", "forward/twin.py", "report/page.html"])
+def test_a_change_in_any_room_of_the_program_is_noticed(made_from, monkeypatch, file):
+    folder, state = made_from
+    package = folder / "package"
+    for name in ("deltas.py", "forward/twin.py", "report/run.py", "report/page.html"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("one")
+    monkeypatch.setattr(run, "__file__", str(package / "report/run.py"))
+    before = state()
+    (package / file).write_text("two")
+    assert state() != before
+
+
 def test_an_adapter_that_is_gone_is_noticed(made_from):
     folder, state = made_from
     before = state()

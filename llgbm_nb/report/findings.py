@@ -59,43 +59,35 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
         return "No output_dir is set, so no summary.json was written."
     score, by_layer, trust, chance = findings.score, findings.by_layer, findings.trust, findings.chance
     best = int(by_layer.idxmax()) if by_layer.notna().any() else None
+    reliability, flagged = findings.reliability, list(trust.index[trust["flagged"]])
     content = {
-        "base_model": run.settings.base_model,
-        "versions": versions(),
-        "config": run.cache.config,
+        "base_model": run.settings.base_model, "versions": versions(), "config": run.cache.config,
         "cache": shown(run.cache.cache_dir),
         "adapters": {key: n for key, n in summary(run.records).items() if key not in ("computed", "cached")},
         "failed": {shown(r["path"]): r["reason"] for r in run.records if r["status"] == "failed"},
         "silhouette": {
-            "last_layer": None if score.note else score.score,
-            "best_layer": best,
-            "at_best_layer": None if best is None else float(by_layer[best]),
-            "note": score.note,
+            "last_layer": None if score.note else score.score, "best_layer": best,
+            "at_best_layer": None if best is None else float(by_layer[best]), "note": score.note,
         },
         "trust": {
-            "least": _number(trust["ratio"].min()) if len(trust) else None,
-            "flagged": list(trust.index[trust["flagged"]]),
-            "split_half": _number(findings.reliability.half),
-            "reliability": _number(findings.reliability.full),
+            "least": _number(trust["ratio"].min()) if len(trust) else None, "flagged": flagged,
+            "split_half": _number(reliability.half), "reliability": _number(reliability.full),
         },
         "chance": {
-            "p": _number(chance.p),
-            "interval": [_number(end) for end in chance.interval],
-            "nearest_neighbour": _number(chance.accuracy),
+            "p": _number(chance.p), "interval": [_number(end) for end in chance.interval],
+            "nearest_neighbour": _number(chance.accuracy), "nearest_neighbour_p": _number(chance.accuracy_p),
             "nearest_neighbour_by_chance": _number(chance.expected_accuracy),
-            "nearest_neighbour_p": _number(chance.accuracy_p),
         },
         "soundness": findings.soundness.to_dict("index"),
-    }
+    }  # fmt: skip
     if findings.choice is not None and findings.choice.setting:
         content["choice"] = dict(zip(("probes", "layer", "centered"), findings.choice.setting, strict=True))
         content["choice"] |= {key: getattr(findings.choice, key) for key in ("share", "picked", "held_out", "usual")}
     if findings.methods is not None:
-        rows = findings.methods.to_dict("index")
-        content["methods"] = {name: {key: _number(row[key]) for key in row} for name, row in rows.items()}
+        rows = findings.methods.iterrows()
+        content["methods"] = {name: {key: _number(value) for key, value in row.items()} for name, row in rows}
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "summary.json", text + "\n")
+    write_whole(folder / "summary.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return "The run in numbers is in summary.json."
 
 

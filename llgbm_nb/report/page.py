@@ -35,6 +35,7 @@ POINTS = 50_000  # on all layers of the map together: with more, the slider has 
 ROWS = 500  # of a table of adapters; above, it has a row per domain, and the rest is left to deltas.csv
 PICTURES = {
     "similarity": "Every pair: cosines of the deltas at the last layer, similar adapters side by side.",
+    "similarity_by_domain": "The same by domain: mean cosines of all adapters.",
     "silhouette": "Each adapter: near 1 it lies with its own domain, below 0 nearer to another one.",
     "silhouette_by_layer": "Each layer. The best one is picked with the labels that it is scored on, and so flatters.",
     "norms": "How far each adapter moves the base's last hidden state on these probes.",
@@ -43,7 +44,8 @@ PICTURES = {
     "signal": "Each probe set and layer. The brightest one is picked by its labels, and so flatters.",
     "probe_counts": "Fewer probes. Where the curve is still rising at its right end, more probes would help.",
 }
-HEATMAPS = ("similarity", "signal")
+FIRST = ("similarity", "similarity_by_domain", "silhouette", "silhouette_by_layer", "norms")
+HEATMAPS = ("similarity", "similarity_by_domain", "signal")
 FRAME = Path(__file__).with_name("page.html")
 
 
@@ -59,8 +61,7 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
         f"<h1>{_safe(title)}</h1><p class=finding>{_safe(finding if len(found) else 'No adapter could be used.')}</p>",
         _facts(run),
         "<h2>The map, layer by layer</h2>" + _map(found, findings.by_layer),
-        *(_pictures(folder, "similarity", "silhouette", "silhouette_by_layer", "norms") if len(found) else ()),
-        *(_evidence(run, findings, folder) if len(found) else ()),
+        *(_pictures(folder, *FIRST) + _evidence(run, findings, folder) if len(found) else ()),
         f"<h2>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
         "<h2>Is the run sound?</h2>" + _table(findings.soundness.reset_index()),
         "<h2>All adapters</h2>" + _adapters([r for r in run.records if r["status"] != "failed"], findings.trust),
@@ -147,10 +148,10 @@ def _packed(name: str, text: str) -> str:
 
 
 def _facts(run: DeltaRun) -> str:
-    config, failed = run.cache.config, run.count("failed")
+    config = run.cache.config
     facts = {
         "base": run.settings.base_model,
-        "adapters": f"{len(run.delta_set)} with a delta, {failed} that could not be used",
+        "adapters": f"{len(run.delta_set)} with a delta, {run.count('failed')} that could not be used",
         "domains": tables.label_text(run.delta_set.domains).removeprefix("Domains: "),
         "probes": f"{config['num_probes']}, {config['probe_type']}; at most {config['max_length']} tokens",
         "dtype": config["dtype"],

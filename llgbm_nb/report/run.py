@@ -41,7 +41,7 @@ def run_report(name: str = "", **parameters) -> Path:
     parameters = defaults() | parameters
     values = check(parameters)
     adapters = find_adapters(values.checkpoint_dir)
-    folder = ROOT / "reports" / (_name(name, parameters, values))
+    folder = ROOT / "reports" / _name(name, parameters, values)
     state = _state(parameters, adapters, values.base_model or base_of(adapters), values.probe_file)
     marker = folder / ".inputs"
     products = [folder / f"{n}{kind}" for n in NOTEBOOKS for kind in (".ipynb", ".html")]
@@ -161,14 +161,14 @@ def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
 
 
 def _name(name: str, parameters: dict, values) -> str:
-    """The name of a report's folder: the one that is given, which is checked, or what is run, in a few words.
+    """The report's name that is given, checked; or what is run, in a few words.
 
     The latter with a digest of the parameters where these are not the default ones.
     """
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        wanted = "it must be one folder name of letters, digits, '.', '_' and '-'"
+        raise InputError(f"the report's name is {name!r}; {wanted}")
     if name:
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            wanted = "it must be one folder name of letters, digits, '.', '_' and '-'"
-            raise InputError(f"the report's name is {name!r}; {wanted}")
         return name
     collection, usual = values.checkpoint_dir, defaults()
     parts = [collection.stem if collection.is_file() else collection.name, values.probe_type]
@@ -187,8 +187,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     from ..forward.base import base_fingerprint  # these take seconds to import
     from ..uses.task_query import find_queries
 
-    package = sorted(Path(__file__).parents[1].rglob("*"))
-    program = [file for file in package if file.suffix in (".py", ".html")]
+    program = [file for file in sorted(Path(__file__).parents[1].rglob("*")) if file.suffix in (".py", ".html")]
     program += [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     program += [probe_file] if probe_file else []
     program += [*find_queries(parameters["query"]).values()] if parameters.get("query") else []
@@ -225,16 +224,12 @@ def main(arguments: list[str] | None = None) -> int:
         reports = one_for_each_base(given.pop("run"), **given)
     except InputError as error:
         return _failed(error)
-    outcomes = []
-    for name, parameters in reports:
-        if len(reports) > 1:
-            print(f"\n{name}")
-        outcomes.append(_report(name, parameters))
-    return max(outcomes)
+    return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
 
 
-def _report(name: str, parameters: dict) -> int:
+def _report(name: str, parameters: dict, one_of_several: bool) -> int:
     """Run one report, and say in a few lines how it came out. Returns 0, or 1 if it could not be made."""
+    print(f"\n{name}\n" * one_of_several, end="")
     try:
         folder = run_report(name, **parameters)
     except InputError as error:

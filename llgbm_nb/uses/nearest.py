@@ -57,11 +57,10 @@ def near_duplicates(
 ) -> pd.DataFrame:
     """Pairs of adapters that are one and the same, or nearly: columns adapter, other, cosine, norm ratio, why.
 
-    `why` is "same files" where config and weights are equal byte for byte, else "same direction": the cosine of the
-    deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's. `fingerprints` are those of the
-    adapters' files, in the set's order (see below); without them, or where one is None, directions decide.
-    The cosines are formed BLOCK rows at a time, never those of all pairs at once. If there are more than PAIRS, as in a
-    collection of copies, those of the first adapters are given, and `attrs["more"]` is True.
+    `why` is "same files" where the `fingerprints` of the files are equal (see below; None: not known), else "same
+    direction": the cosine of the deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's.
+    Cosines are formed BLOCK rows at a time. If there are more pairs than PAIRS, as in a collection of copies, those of
+    the first adapters are given, and `attrs["more"]` is True.
     """
     deltas, names, copies = delta_set.deltas(), delta_set.names, {}
     norms, rows = np.linalg.norm(deltas.astype(np.float64), axis=1), directions(deltas)

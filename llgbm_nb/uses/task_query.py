@@ -1,8 +1,7 @@
 """The task query of the Delta Activations paper: which adapters suit a task of which there are only some examples?
 
-Twenty pairs of prompt and response become a small adapter, whose delta ranks the collection by cosine. It is trained
-once, kept on disk, and measured as the run's own adapters were. The base is given in float32, and is the same
-afterwards. Whether an adapter does well at the task is not looked at here.
+Some twenty pairs of prompt and response become a small adapter, trained once and measured as the run's own were, whose
+delta ranks the collection by cosine. Whether an adapter does well at the task is not looked at here.
 """
 
 import hashlib
@@ -45,10 +44,10 @@ def task_adapter(
 ) -> Path:  # fmt: skip
     """The small LoRA adapter that a short fine-tune on a file of pairs gives: its folder, as PEFT saves it.
 
-    The adapter is `<folder>/<digest of the pairs, the base's files and the settings>/`, so it is trained once: in
-    float32 on `base`, which is `base_model` loaded (None: loaded here, if it is needed), with alpha twice the rank. A
-    base without modules called as "attention" says has all its linear layers trained instead. Raises InputError if the
-    file cannot be used, or the base has no such `targets`.
+    It is `<folder>/<digest of the pairs, the base's files and the settings>/`, so it is trained once: in float32 on
+    `base`, which is `base_model` loaded (None: loaded here, if needed), with alpha twice the rank. Of a base that lacks
+    modules of the names "attention" stands for, all linear layers are trained. Raises InputError if the file cannot be
+    used, or the base has no such `targets`.
     """
     pairs = read_pairs(pairs_file)
     how = dict(steps=steps, lr=lr, batch_size=batch_size, max_tokens=max_tokens, seed=seed)

@@ -174,7 +174,7 @@ def merge_text(merge: dict | str) -> str:
     alone = merge_cosines(merge, {"merged": merge["measured"]})["merged"].drop("merged")
     far, verdict = merge["error"], "do something else than the sum of their deltas says"
     if far < 0.5:
-        verdict = "do what the sum of their deltas says" if far < 0.1 else "come near to the sum of their deltas"
+        verdict = "do what the sum of their deltas says" if far < 0.2 else "come near to the sum of their deltas"
     return (
         f"Merged, {' and '.join(merge['adapters'])} {verdict}: {100 * far:.0f} % of its norm away, at a cosine of "
         f"{merge['cosine']:.3f} (with {alone.idxmax()} alone: {alone.max():.3f})."
