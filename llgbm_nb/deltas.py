@@ -95,12 +95,11 @@ def compute_deltas(
     cache, layers = _cache_for(probes, settings)
     if len({os.path.abspath(adapter.path) for adapter in adapters}) < len(adapters):
         raise InputError("the list of adapters names one folder twice; name each once")
-    on_adapter = on_adapter or _nothing
 
     outcomes = {}
     for adapter in adapters:  # what the cache has
         outcomes[adapter.path] = outcome = _kept(cache, adapter, settings)
-        if outcome.status != "missing":
+        if on_adapter and outcome.status != "missing":
             on_adapter(outcome.record())
     missing = [outcome.adapter for outcome in outcomes.values() if outcome.status == "missing"]
     base_states, notes = cache.get_base_activations(), []
@@ -116,7 +115,8 @@ def compute_deltas(
             notes += _moved(base_states, engine.base_states)
             for outcome in _measured(cache, engine, missing):
                 outcomes[outcome.adapter.path] = outcome
-                on_adapter(outcome.record())
+                if on_adapter:
+                    on_adapter(outcome.record())
             notes += engine.notes
 
     with contextlib.suppress(InputError):  # a cache that cannot be written can be read
@@ -124,9 +124,7 @@ def compute_deltas(
     return _collected(list(outcomes.values()), probes, base_states, layers, cache, settings, notes)
 
 
-def compute_base(
-    probes: list[str], settings: Settings | None = None, **changes
-) -> tuple[np.ndarray, DeltaCache]:  # fmt: skip
+def compute_base(probes: list[str], settings: Settings | None = None, **changes) -> tuple[np.ndarray, DeltaCache]:
     """a(B), float32 (probes, layers + 1, hidden), from the cache or computed and kept there, and that cache.
 
     The base is `settings.base_model`; `changes` are as in `compute_deltas`.
@@ -141,15 +139,15 @@ def compute_base(
     return states, cache
 
 
-def _nothing(record: dict) -> None:
-    pass
-
-
 def _cache_for(probes: list[str], settings: Settings) -> tuple[DeltaCache, list[int]]:
     """The cache of this configuration, and the numbers of the layers that it is for. Settings are checked here."""
     if type(settings.adapters_per_pass) is not int or settings.adapters_per_pass < 0:
         raise InputError(f"adapters_per_pass is {settings.adapters_per_pass!r}; it must be a whole number, 0 or more")
-    if isinstance(probes, str) or not probes or not all(map(_is_text, probes)):
+    try:
+        wrong = isinstance(probes, str) or not probes or "".join(probes).encode() is None
+    except (TypeError, UnicodeEncodeError):  # no texts, or with half of a surrogate pair in one
+        wrong = True
+    if wrong:
         raise InputError("probes must be a list of at least one text")
     dtype = str(settings.dtype).removeprefix("torch.")
     model_dtype(dtype)  # a wrong one is reported before anything is read
@@ -160,13 +158,6 @@ def _cache_for(probes: list[str], settings: Settings) -> tuple[DeltaCache, list[
         layers=None if settings.layers == "all" else layers,
     )  # fmt: skip
     return open_cache(settings.cache_dir, config), layers
-
-
-def _is_text(probe) -> bool:
-    try:
-        return isinstance(probe, str) and probe.encode() is not None
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
 
 
 def _layer_numbers(layers: str | Sequence[int], count: int) -> list[int]:

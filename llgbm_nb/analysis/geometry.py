@@ -5,6 +5,7 @@ similar there is the direction in which behaviour moved. Adapters of the domain 
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -39,9 +40,8 @@ def norms(deltas: np.ndarray) -> np.ndarray:
 
 def directions(deltas: np.ndarray) -> np.ndarray:
     """Rows of length 1, float64; zero ones stay zero, and are similar to nothing."""
-    rows = deltas.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1.0)
+    lengths = norms(deltas.astype(np.float64))[:, None]
+    return deltas / np.where(lengths > 0, lengths, 1.0)
 
 
 def similarity(deltas: np.ndarray) -> np.ndarray:
@@ -53,10 +53,7 @@ def similarity(deltas: np.ndarray) -> np.ndarray:
 
 
 def centered(deltas: np.ndarray) -> np.ndarray:
-    """Deltas minus the pool's mean delta: what an adapter does beyond what all of them do.
-
-    What is left of adapters that are all alike is rounding, which has directions, too: it is taken for exactly zero.
-    """
+    """Deltas minus the pool's mean delta: what an adapter does beyond all of them; mere ROUNDING becomes exactly 0."""
     if not len(deltas):
         return deltas
     rest = deltas - deltas.mean(axis=0, keepdims=True)
@@ -92,13 +89,10 @@ def nearest(rows: np.ndarray, k: int, of: int | np.ndarray | None = None) -> tup
 
 def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
     """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: also of those without a label."""
-    random, groups = np.random.default_rng(seed), []
-    domains = np.asarray(domains, dtype=object)
-    for domain in sorted(set(domains) - (set() if unknown else {UNKNOWN})):
-        mine = np.flatnonzero(domains == domain)
-        groups.append(list(random.permutation(mine)))
-    rounds = [group[i] for i in range(max(map(len, groups), default=0)) for group in groups if i < len(group)]
-    return sorted(int(i) for i in rounds[:most])
+    random, domains = np.random.default_rng(seed), np.asarray(domains, dtype=object)
+    kinds = sorted(set(domains) - (set() if unknown else {UNKNOWN}))
+    groups = [random.permutation(np.flatnonzero(domains == kind)).tolist() for kind in kinds]
+    return sorted([i for turn in zip_longest(*groups) for i in turn if i is not None][:most])
 
 
 def pairs(deltas: np.ndarray, domains) -> Pairs:
@@ -112,16 +106,14 @@ def pairs(deltas: np.ndarray, domains) -> Pairs:
 def domain_means(deltas: np.ndarray, domains) -> tuple[pd.DataFrame, float, float]:
     """The mean cosine of two different adapters: by their domains (domains, domains), within and across domains.
 
-    Adapters of the domain "unknown" are left out; NaN where there are no two. A sum of cosines is the cosine of sums,
-    so that no pair is formed.
+    NaN where there are no two. A sum of cosines is the product of sums, so that no pair is formed.
     """
     domains = np.asarray(domains, dtype=object)
     kinds, rows = sorted(set(domains) - {UNKNOWN}), directions(deltas)
     member = np.array([domains == kind for kind in kinds], dtype=float).reshape(len(kinds), len(domains))
     totals, sizes = member @ rows, member.sum(axis=1)
     sums = totals @ totals.T - np.diag(member @ (rows**2).sum(axis=1))  # without each one beside itself
-    counts = np.outer(sizes, sizes) - np.diag(sizes)
-    same = np.eye(len(kinds), dtype=bool)
+    counts, same = np.outer(sizes, sizes) - np.diag(sizes), np.eye(len(kinds), dtype=bool)
     within, across = (sums[m].sum() / counts[m].sum() if counts[m].sum() else np.nan for m in (same, ~same))
     means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return pd.DataFrame(means, kinds, kinds), float(within), float(across)

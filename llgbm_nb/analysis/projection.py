@@ -35,16 +35,13 @@ def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     with contextlib.suppress(ImportError):
         import openTSNE
 
-        settings = dict(initialization=init, perplexity=perplexity, n_jobs=-1, random_state=seed)
-        return np.asarray(openTSNE.TSNE(**settings).fit(rows), np.float32)
+        large = openTSNE.TSNE(initialization=init, perplexity=perplexity, n_jobs=-1, random_state=seed)
+        return np.asarray(large.fit(rows), np.float32)
     return TSNE(init=init, perplexity=perplexity, random_state=seed).fit_transform(rows)
 
 
 def pca(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first two principal components of the deltas' directions, by scikit-learn.
-
-    Gives a map (adapters, 2) and the share of the variance (2,) of each axis; what too few adapters lack is zero.
-    """
+    """The first two principal components: (adapters, 2), and their shares of the variance, (2,); 0 where they lack."""
     points, share = np.zeros((len(deltas), 2)), np.zeros(2)
     rows = directions(deltas) if len(deltas) > 1 else np.zeros((1, 1))
     if np.ptp(rows, axis=0).any():
@@ -55,10 +52,7 @@ def pca(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def turned(points: np.ndarray, to: np.ndarray | None, mirror_only: bool = False) -> np.ndarray:
-    """A map (adapters, 2) turned and mirrored (`mirror_only`: its axes kept) to lie as the map `to` does, if it can.
-
-    Distances stay as they are: what a map cannot say, which side is up, is taken from the map before it.
-    """
+    """A map (adapters, 2) turned and mirrored (`mirror_only`: its axes kept) to lie as `to` does; distances stay."""
     if to is None or to.shape != points.shape:
         return points
     if mirror_only:

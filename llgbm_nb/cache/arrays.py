@@ -33,10 +33,7 @@ def write_array(file: Path, array: np.ndarray) -> None:
 
 
 def read_array(file: Path, shape, crc: int) -> np.ndarray | None:
-    """The float32 array in `file`; None if the file is missing, or not of this shape and checksum.
-
-    Raises InputError if it is there and cannot be read.
-    """
+    """The float32 array in `file`; None if it is missing or damaged, InputError if it cannot be read just now."""
     array = _read(file, tuple(shape))
     return array if array is not None and checksum(array) == crc else None
 
@@ -50,7 +47,7 @@ class StatesOnDisk:
     """
 
     def __init__(self, file: Path, shape: list[int], crcs: list[int]):
-        """`crcs` are the checksums by layer. Raises OSError if the file is not there; the rest shows when it is read."""
+        """`crcs` are the checksums by layer. Raises OSError if there is no file; what it holds shows when it is read."""
         self.shape = tuple(shape)
         self._file, self._crcs, self._stamp = file, crcs, _stamp(file)
 

@@ -2,9 +2,8 @@
 
     <cache_dir>/<probe_type>-<hash>/   one folder per configuration: what moves a number beyond rounding is in the hash
 
-An entry counts only while the fingerprint of the adapter's files, config and weights, is the one that it was computed
-from. Files whose size and times are unchanged are not read again to find out. An adapter that was moved or renamed is
-recognised by its fingerprint.
+An entry counts only while the fingerprint of the adapter's files, config and weights, is the one it was computed from.
+Files of unchanged size and times are not read for that. A moved adapter is recognised by its fingerprint.
 """
 
 import contextlib
@@ -109,18 +108,13 @@ class DeltaCache:
         return entry and self._store.mean(key, entry)
 
     def get_differences(self, adapter_path: str | Path) -> StatesOnDisk | None:
-        """a(M) - a(B), float32 (probes, layers + 1, hidden), left on disk: only what is looked at is read.
-
-        None as in `get_delta`, or if it was not kept.
-        """
+        """a(M) - a(B), float32 (probes, layers + 1, hidden), read when looked at; None as above, or if not kept."""
         key, entry = self._valid(adapter_path)
         return entry and self._store.states(key, entry)
 
     def look_up(self, adapter_path: str | Path) -> tuple[dict, np.ndarray, StatesOnDisk] | None:
-        """What the manifest says of an adapter, its delta and its differences; None unless all are there and valid.
-
-        The `path` in the first is not `adapter_path` where the adapter was recognised by its content.
-        """
+        """An adapter's entry (of another `path`, if it was recognised by its content), delta and differences.
+        None unless all are there and valid."""
         key, entry = self._valid(adapter_path)
         if not entry:
             return None
@@ -133,13 +127,11 @@ class DeltaCache:
     ) -> None:  # fmt: skip
         """Keep an adapter's delta, float32 (hidden,), and with it its a(M) - a(B) where it is given.
 
-        `fingerprint` is that of the files the delta was computed from; by default, of those there now.
-        `about` (name, domain, …) goes into the manifest as it is. Of many entries, the manifest lags behind a little;
-        `write_manifest` brings it up to date.
+        `fingerprint` is that of the files the delta was computed from; by default, of those there now. `about` (name,
+        domain, …) goes into the manifest, which lags behind a little where there are many: see `write_manifest`.
         """
         path = str(adapter_path)
-        key, before = _id(path), self._find(path)[0]
-        now, there = _stamps(path), _fingerprint(path)
+        key, before, now, there = _id(path), self._find(path)[0], _stamps(path), _fingerprint(path)
         entry = about | {
             "path": path, "file": self._store.array(key).name, "fingerprint": fingerprint or there,
             "absolute_path": os.path.abspath(path), "stamps": now if there and fingerprint in (None, there) else None,
@@ -152,9 +144,7 @@ class DeltaCache:
 
     def adopt(self, adapter_path: str | Path, **about) -> None:
         """Give an adapter that was recognised by its content an entry of its own path; if it has one, renew `about`.
-
-        Without a valid and whole entry nothing happens. Raises InputError if the states turn out to be damaged.
-        """
+        Nothing happens without a valid and whole entry. Raises InputError if the states turn out to be damaged."""
         path, (key, entry) = str(adapter_path), self._valid(adapter_path)
         if entry and entry["path"] == path:
             if not about.items() <= entry.items():
@@ -163,16 +153,14 @@ class DeltaCache:
         mean = entry and self._store.mean(key, entry)
         if mean is None:
             return
-        states = self._store.states(key, entry)
+        own, states = _id(path), self._store.states(key, entry)
+        states = None if states is None else np.asarray(states)
         computed = ("path", "file", "norm", "shape", "fingerprint")
         about = {name: value for name, value in public(entry).items() if name not in computed} | about
-        states = None if states is None else np.asarray(states)
-        own = _id(path)
         replaced = self._store.entry(own) if key != own else None
         if replaced and self._index.by_content.get(replaced["fingerprint"]) == own:  # names were exchanged
-            aside = self._store.set_aside(own)
-            self._index.add(aside, replaced)
-            self._aside.append(aside)
+            self._aside.append(self._store.set_aside(own))
+            self._index.add(self._aside[-1], replaced)
         self.save_delta(path, mean, states, entry["fingerprint"], **about)
         if not os.path.isdir(entry["absolute_path"]):  # it was moved
             self._store.drop([key])
@@ -185,8 +173,7 @@ class DeltaCache:
 
     def get_all_deltas(self) -> dict[str, np.ndarray]:
         """{adapter path: Delta(M, B)} of every entry that counts."""
-        entries = self._store.entries().values()
-        deltas = {entry["path"]: self.get_delta(entry["absolute_path"]) for entry in entries}
+        deltas = {entry["path"]: self.get_delta(entry["absolute_path"]) for entry in self._store.entries().values()}
         return {path: delta for path, delta in deltas.items() if delta is not None}
 
     def entries(self) -> dict[str, dict]:
@@ -201,9 +188,7 @@ class DeltaCache:
 
     def verify(self) -> list[dict]:
         """Read and check everything. What is wrong: [{"path", "file", "problem"}], empty if all is well.
-
-        Nothing is changed; what is damaged or of a changed adapter is computed anew by the next run.
-        """
+        Nothing is changed; what is damaged or of a changed adapter is computed anew by the next run."""
         read_all_anew()
         wrong = self._store.problems()
         for entry in self._store.entries().values():
@@ -214,13 +199,10 @@ class DeltaCache:
         return [{"path": e.get("path", ""), "file": shown(file), "problem": problem} for e, file, problem in wrong]
 
     def prune(self) -> list[str]:
-        """Drop the entries whose adapter's folder is gone, and what killed writers left; gives the adapters' paths.
-
-        Raises InputError if the folder is no cache.
-        """
+        """Drop what killed writers left, and the entries of adapters whose folder is gone; gives the paths of these.
+        Raises InputError if the folder is no cache."""
         self._store.check_is_cache()
-        entries = self._store.entries()
-        gone = {key: e["path"] for key, e in entries.items() if not os.path.isdir(e["absolute_path"])}
+        gone = {key: e["path"] for key, e in self._store.entries().items() if not os.path.isdir(e["absolute_path"])}
         self._drop(gone)
         self._store.remove_leftovers()
         return list(gone.values())
@@ -232,10 +214,8 @@ class DeltaCache:
         return {"folder": shown(self.cache_dir)} | about | {"adapters": len(self._store.keys()), "MiB": size / 2**20}
 
     def clear(self, config: dict) -> None:
-        """Remove this cache, which must be the one of `config`. Files that are not the cache's own stay.
-
-        Raises InputError if the folder is no cache, or one of another configuration.
-        """
+        """Remove this cache; files that are not the cache's own stay.
+        Raises InputError if the folder is no cache, or not the one of `config`."""
         self._store.check_is_cache()
         if self.config != config:
             raise InputError(f"{shown(self.cache_dir)} is the cache of another configuration; nothing was removed")
@@ -248,9 +228,8 @@ class DeltaCache:
         for file in sorted(self.cache_dir.parent.glob("*/config.json")):
             theirs = (read_checked(file) or {}).get("config", {})
             base = {key: theirs.get(key) for key in ("base_model", "base_fingerprint")}
-            if theirs != ours | base or base["base_fingerprint"] == ours["base_fingerprint"]:
-                continue
-            if same_base(theirs["base_model"], ours["base_model"]):
+            other_weights = theirs == ours | base and base["base_fingerprint"] != ours["base_fingerprint"]
+            if other_weights and same_base(base["base_model"], ours["base_model"]):
                 since = f"have changed since {shown(file.parent)} was computed; its deltas are not used"
                 found.append(f"the files of the base {ours['base_model']} {since}")
         return found

@@ -50,7 +50,17 @@ class Store:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"the cache {shown(folder)} is a file; set cache_dir to a folder")
         for file in (self._config_file, self._manifest):
-            self._check_version(file)
+            try:
+                with open(file, "rb") as stream:
+                    version = re.match(rb'\s*\{\s*"format": (\d+)', stream.read(100))
+            except NotADirectoryError as error:
+                raise InputError(f"the cache {shown(folder)} lies in a file; set cache_dir to a folder") from error
+            except OSError:
+                continue
+            if version and int(version[1]) > FORMAT:
+                raise InputError(f"{shown(file)} is of a newer version of this program; update, or move it away")
+            if file == self._manifest and not version and not self._config_file.exists():
+                raise InputError(f"{shown(file)} is not from this program; set cache_dir to another folder")
 
     @property
     def config(self) -> dict:
@@ -129,9 +139,9 @@ class Store:
 
     def set_aside(self, key: str) -> str | None:
         """Give an entry and its arrays an id that no list shows, until it is dropped; None if there is no entry."""
-        entry, aside = self.entry(key), f".{os.getpid()}-{key}.part"
-        if entry is None:
+        if (entry := self.entry(key)) is None:
             return None
+        aside = f".{os.getpid()}-{key}.part"
         with self.lock():
             for place in (self.activations, self.array):
                 if place(key).exists():
@@ -175,23 +185,19 @@ class Store:
         """What is wrong with the files: (entry or {}, file, problem)."""
         wrong, known = [], {self.array(BASE)}
         for key in [*([BASE] if self._entry_file(BASE).exists() else []), *self.keys()]:
-            entry = self.entry(key)
-            if entry is None:
+            if (entry := self.entry(key)) is None:
                 wrong.append(({}, self._entry_file(key), "damaged"))
                 continue
             known.add(self.array(key))
-            mean = self.mean(key, entry)
+            mean, states = self.mean(key, entry), self.states(key, entry)
+            states = states and states.whole()
             if mean is None:
                 wrong.append((entry, self.array(key), "missing or damaged"))
-            if entry["activations"]:
-                states = self.states(key, entry)
-                states = states and states.whole()
-                if states is None:
-                    wrong.append((entry, self.activations(key), "missing or damaged"))
-                elif mean is not None and not np.array_equal(states[:, -1].mean(axis=0, dtype=np.float32), mean):
-                    wrong.append((entry, self.array(key), "not the mean of its activations"))
-        stray = sorted(set(self.folder.glob("[!.]*.npy")) - known)
-        wrong += [({}, file, "no entry names it") for file in stray]
+            if states is None and entry["activations"]:
+                wrong.append((entry, self.activations(key), "missing or damaged"))
+            elif not (states is None or mean is None or (states[:, -1].mean(axis=0, dtype=np.float32) == mean).all()):
+                wrong.append((entry, self.array(key), "not the mean of its activations"))
+        wrong += [({}, file, "no entry names it") for file in sorted({*self.folder.glob("[!.]*.npy")} - known)]
         try:
             same = json.loads(self._manifest.read_bytes())["adapters"] == json.loads(json.dumps(self.listed()))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -238,20 +244,6 @@ class Store:
             file = shown(error.filename2 or error.filename or self.folder)
             todo = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
             raise InputError(f"cannot write {file} ({error.strerror}); {todo}, or set cache_dir") from error
-
-    def _check_version(self, file: Path) -> None:
-        try:
-            with open(file, "rb") as stream:
-                start = stream.read(100)
-        except NotADirectoryError as error:
-            raise InputError(f"the cache {shown(self.folder)} lies in a file; set cache_dir to a folder") from error
-        except OSError:
-            return
-        version = re.match(rb'\s*\{\s*"format": (\d+)', start)
-        if version and int(version[1]) > FORMAT:
-            raise InputError(f"{shown(file)} was written by a newer version of this program; update, or move it away")
-        if file == self._manifest and not version and not self._config_file.exists():
-            raise InputError(f"{shown(file)} is not from this program; set cache_dir to another folder")
 
 
 def public(entry: dict) -> dict:
