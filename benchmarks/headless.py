@@ -1,6 +1,6 @@
 """Does a headless run ever hang? Many papermill runs of 04_analysis, several at a time: `make bench-headless`.
 
-Every run has a cell time-out; one that it stops, or that fails, is counted and named. There is no acceptance list.
+Every run has a cell time-out; one that it stops, or that fails, is counted and named.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from llgbm_nb.files import ROOT
 def run(number: int, folder: Path, seconds: int) -> float | None:
     """Seconds of one run; None if it hung or failed."""
     command = [Path(sys.executable).parent / "papermill", "--no-progress-bar", "--execution-timeout", str(seconds)]
-    command += [ROOT / "notebooks/04_analysis.ipynb", folder / f"{number}.ipynb", "-p", "acceptance_sample", "0"]
+    command += [ROOT / "notebooks/04_analysis.ipynb", folder / f"{number}.ipynb"]
     start = time.perf_counter()
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=4 * seconds)

@@ -8,7 +8,6 @@
 import lazy_loader
 
 __version__ = "0.1.0"
-
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "cache": ["DeltaCache"],
     "collection": ["find_adapter_paths", "find_adapters"],

@@ -213,8 +213,8 @@ def _engine(cache: DeltaCache, probes: list[str], layers: list[int], settings: S
         return
     from .forward import dask_workers  # it needs Dask
 
-    job = dask_workers.job_of(settings, cache.config["base_fingerprint"], probes, layers)
-    with dask_workers.connected(settings.cluster) as client, dask_workers.Workers(client, job) as workers:
+    job = settings, cache.config["base_fingerprint"], probes, layers
+    with dask_workers.connected(settings.cluster) as client, dask_workers.Workers(client, *job) as workers:
         yield workers
 
 

@@ -1,4 +1,7 @@
-"""The one kind of error that is meant for a person: a sentence, shown without a traceback in notebooks."""
+"""The one kind of error that is meant for a person: a sentence, shown without a traceback in notebooks.
+
+What went wrong inside the program is an ordinary exception, and keeps its traceback.
+"""
 
 
 class InputError(ValueError):

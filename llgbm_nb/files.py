@@ -15,9 +15,7 @@ from functools import cache
 from pathlib import Path
 
 SETTLED_NS = 2 * 10**9  # a file changed twice within the clock's tick (2 s on FAT) can look the same
-
 _CHECKOUT = Path(__file__).resolve().parents[1]
-
 #: The project's root: the checkout that this module lies in, or the working directory for an installed copy.
 ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 

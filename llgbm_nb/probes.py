@@ -1,7 +1,7 @@
 """The probe sets, as text. A probe is a prompt whose last token's hidden state is read.
 
 `generic` are the five instruction templates of the Delta Activations paper (Xu et al. 2025, arXiv 2509.04442), which
-ask for nothing in particular; the other sets ask for something of one domain.
+ask for nothing in particular; the other sets ask for something of one domain. Tokens are unknown here.
 """
 
 import json
@@ -11,8 +11,6 @@ from pathlib import Path
 from .errors import InputError
 
 _TASK, _INPUT = "Please provide a response.", "Input."
-
-
 _GENERIC_OPENINGS = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
     "The task described below requires a response that completes the request accurately.",
@@ -20,8 +18,6 @@ _GENERIC_OPENINGS = (
     "The following instruction outlines a task. Generate a response that meets the specified request.",
     "You are given an instruction and input. Write a response that completes the task as requested.",
 )
-
-
 _DOMAIN_PROBES = {
     "math": (
         "Solve the following math problem step by step:\nQuestion: What is 2 + 2?\nAnswer:",
@@ -46,8 +42,6 @@ _DOMAIN_PROBES = {
         "What do people typically eat for breakfast?\nAnswer:",
     ),
 }
-
-
 PROBE_TYPES = ("generic", *_DOMAIN_PROBES, "mixed")
 
 

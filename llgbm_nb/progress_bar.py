@@ -35,7 +35,7 @@ def progress(total: int, unit: str, weight: float | None = None) -> Iterator[Cal
         if seconds is None:  # it says nothing of the pace
             bar.initial, bar.last_print_n = bar.initial + weight, bar.last_print_n + weight
         else:
-            if bar.n == bar.initial:  # the first: what came before it, as loading a model, says nothing either
+            if bar.n == bar.initial:  # the first: what came before, such as loading a model, says nothing
                 bar.last_print_t = bar.start_t + bar.format_dict["elapsed"] - seconds
                 bar.bar_format += ", {remaining} to go"
             bar.mininterval = min(max(0.5, seconds / 2), 5)  # things that arrive together are one step for the average

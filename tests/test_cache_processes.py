@@ -93,7 +93,7 @@ def test_a_run_that_is_killed_leaves_whole_entries_and_the_next_one_ends_as_if_n
             cache = DeltaCache(folder)
             whole = cache.get_all_deltas()
             for path, delta in whole.items():
-                key = cache.get_entry(path)["file"]
+                key = cache.look_up(path)[0]["file"]
                 assert delta.tobytes() == np.load(folder / key).tobytes()
                 assert (folder / key).read_bytes() == expected[Path(folder.name) / key]
         survived.append(len(whole))

@@ -108,7 +108,7 @@ class World:
     def check(self) -> None:
         run = self.run()
         assert sorted(run.delta_set.names) == sorted(self.content) and not run.count("failed"), run.records
-        for layer in range(run.delta_set.layers):
+        for layer in run.delta_set.layer_numbers:
             try:
                 found = run.delta_set.deltas(layer)
             except InputError as error:  # damage in the middle of a file, found when it is looked at

@@ -213,6 +213,6 @@ def test_spread_over_probes():
     differences = np.zeros((3, 2, 4), np.float32)
     differences[0, :, 0] = 2  # both probes alike
     differences[1, :, 0], differences[1, :, 1] = 3, (4, -4)  # mean 3, each 4 away from it
-    found = evidence.probe_spread(differences)
+    found = chance.probe_spread(differences)
     assert list(found) == [0, pytest.approx(np.sqrt(32) / 3), np.inf]
-    assert np.isnan(evidence.probe_spread(differences[:, :1])).all()
+    assert np.isnan(chance.probe_spread(differences[:, :1])).all()

@@ -190,11 +190,11 @@ def test_an_interrupt_leaves_what_was_measured_and_nothing_on_the_workers(client
 
 @pytest.mark.slow
 def test_a_worker_with_other_files_of_the_base_is_refused(client, base, forty):
-    from llgbm_nb.forward.dask_workers import Workers, job_of
+    from llgbm_nb.forward.dask_workers import Workers
 
-    job = job_of(Settings(str(base), device="cpu", max_length=64), "of other files", PROBES, [3])
+    settings = Settings(str(base), device="cpu", max_length=64)
     with pytest.raises(InputError, match="no worker of tcp://.* can have the base: its files of the base .* are other"):
-        Workers(client, job)
+        Workers(client, settings, "of other files", PROBES, [3])
 
 
 @pytest.mark.slow

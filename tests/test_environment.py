@@ -1,4 +1,5 @@
-"""pyproject.toml, environment.yml and constraints.txt name the same things, and so do the modules' imports."""
+"""pyproject.toml, environment.yml and constraints.txt name the same things, as the package imports; all of it is
+installed."""
 
 import ast
 import re
@@ -7,7 +8,8 @@ import tomllib
 
 from llgbm_nb.files import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 DECLARED = {*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]}
 EXTRAS = {name for extra in PROJECT["optional-dependencies"].values() for name in extra}
 
@@ -24,6 +26,21 @@ def test_constraints_pin_every_dependency_exactly():
     names = {name.lower().replace("_", "-") for name in pins}
     assert {name.lower().replace("_", "-") for name in DECLARED | EXTRAS} <= names
     assert pins["torch"] == "2.13.0"
+
+
+def test_what_is_imported_by_name_and_what_lint_runs_is_declared():
+    assert "lazy_loader" in PROJECT["dependencies"] and "import-linter" in PROJECT["optional-dependencies"]["dev"]
+    assert "lint-imports" in (ROOT / "Makefile").read_text()
+
+
+def test_every_file_of_the_package_is_installed():
+    """setuptools finds the rooms by their `__init__.py`; what is no module has to be named."""
+    assert SETUPTOOLS["packages"] == {"find": {"include": ["llgbm_nb*"]}}
+    files = {file for file in (ROOT / "llgbm_nb").rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    modules = {file for file in files if file.suffix == ".py"}
+    assert all((file.parent / "__init__.py").exists() for file in modules)
+    rooms = SETUPTOOLS["package-data"].items()
+    assert files - modules == {ROOT / room.replace(".", "/") / name for room, names in rooms for name in names}
 
 
 def test_every_import_is_declared():

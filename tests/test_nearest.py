@@ -34,15 +34,13 @@ def test_nearest_at_another_layer_and_of_all(run):
     assert len(table) == 5 and table.set_index("neighbour").loc["b", "cosine"] == pytest.approx(cos(a, b), abs=1e-5)
 
 
-def test_nearest_to_any_delta_are_those_of_the_adapter_that_it_points_along(run):
+def test_nearest_by_hand_at_a_layer(run):
     names, deltas = run.delta_set.names, run.delta_set.differences_at(1).mean(axis=1)
     for i, name in enumerate(names):
         cosines = [cos(deltas[i], other) for other in deltas]
         expected = sorted(set(range(len(names))) - {i}, key=lambda j: -cosines[j])[:3]
         found = uses.nearest_to(run.delta_set, name, k=3, layer=1)
         assert list(found["neighbour"]) == [names[j] for j in expected] and found.index.name == f"nearest to {name}"
-        alike = uses.nearest_to_delta(run.delta_set, 7 * deltas[i], k=4, layer=1)
-        assert list(alike["neighbour"]) == [name, *found["neighbour"]] and alike["cosine"][1] == pytest.approx(1)
 
 
 def test_of_very_many_near_duplicates_some_are_listed(run, monkeypatch):

@@ -20,10 +20,7 @@ SHOWN = 300  # of more than MANY adapters, so many rows of the heatmap
 
 @dataclass(frozen=True)
 class Pairs:
-    """The cosines between adapters for a heatmap; `means`, `within` and `across` are `domain_means`' of all of them.
-
-    `shown` (m,) are the indices of the adapters whose `cosines` (m, m) and `tree` (`cluster_tree`) these are.
-    """
+    """`cosines` (m, m) and their `cluster_tree` of the adapters `shown`, indices (m,), and `domain_means` of all."""
 
     shown: np.ndarray
     cosines: np.ndarray
@@ -53,7 +50,7 @@ def similarity(deltas: np.ndarray) -> np.ndarray:
 
 
 def centered(deltas: np.ndarray) -> np.ndarray:
-    """Deltas minus the pool's mean delta: what an adapter does beyond all of them; mere ROUNDING becomes exactly 0."""
+    """Deltas minus the pool's mean delta; where adapters are all alike, what is left is rounding: exactly zero."""
     if not len(deltas):
         return deltas
     rest = deltas - deltas.mean(axis=0, keepdims=True)

@@ -23,11 +23,10 @@ def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     distances from the first 50; between rows of length 1, a squared Euclidean one is twice the cosine distance. With
     openTSNE installed (the extra `large`), that draws these maps, and the time per adapter does not grow.
     """
-    count = len(deltas)
-    if count < 4:
+    if len(deltas) < 4:
         return None
-    perplexity = min(30.0, (count - 1) / 3)
-    if count <= MANY:
+    perplexity = min(30.0, (len(deltas) - 1) / 3)
+    if len(deltas) <= MANY:
         return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(deltas)
     rows = directions(deltas).astype(np.float32)
     rows = PCA(min(COMPONENTS, *rows.shape), random_state=seed).fit_transform(rows)
@@ -35,13 +34,16 @@ def tsne(deltas: np.ndarray, seed: int = 0) -> np.ndarray | None:
     with contextlib.suppress(ImportError):
         import openTSNE
 
-        large = openTSNE.TSNE(initialization=init, perplexity=perplexity, n_jobs=-1, random_state=seed)
-        return np.asarray(large.fit(rows), np.float32)
+        settings = dict(initialization=init, perplexity=perplexity, n_jobs=-1, random_state=seed)
+        return np.asarray(openTSNE.TSNE(**settings).fit(rows), np.float32)
     return TSNE(init=init, perplexity=perplexity, random_state=seed).fit_transform(rows)
 
 
 def pca(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first two principal components: (adapters, 2), and their shares of the variance, (2,); 0 where they lack."""
+    """A map (adapters, 2) by principal components of the directions, and each one's share of the variance, (2,).
+
+    What too few adapters lack is zero.
+    """
     points, share = np.zeros((len(deltas), 2)), np.zeros(2)
     rows = directions(deltas) if len(deltas) > 1 else np.zeros((1, 1))
     if np.ptp(rows, axis=0).any():

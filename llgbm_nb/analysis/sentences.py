@@ -1,7 +1,4 @@
-"""What this collection shows, in one to three plain sentences made from its numbers: what is printed below a picture.
-
-A function per picture. Where there is too little for a finding, the sentence says so.
-"""
+"""What is printed below a picture: a finding in one to three plain sentences, or that there is too little for one."""
 
 from collections import Counter
 
@@ -26,9 +23,8 @@ def about_probe_ends(last_tokens: list[str]) -> str:
 def about_base_norms(states: np.ndarray) -> str:
     """Where the base's hidden state is longest; `states` is (probes, layers + 1, hidden)."""
     norms = np.linalg.norm(states, axis=-1).mean(axis=0)
-    most, last = int(norms.argmax()), len(norms) - 1
-    text = f"The mean norm is {norms[0]:.1f} at the embeddings, largest at layer {most} ({norms[most]:.1f})"
-    return f"{text}, and {norms[last]:.1f} at layer {last}, after the final norm."
+    text = f"The mean norm is {norms[0]:.1f} at the embeddings, largest at layer {norms.argmax()} ({norms.max():.1f})"
+    return f"{text}, and {norms[-1]:.1f} at layer {len(norms) - 1}, after the final norm."
 
 
 def about_probes(cosines: np.ndarray) -> str:
@@ -37,9 +33,8 @@ def about_probes(cosines: np.ndarray) -> str:
         return "There is one probe only: nothing to compare it with."
     ones, others = np.triu_indices(len(cosines), k=1)
     values = cosines[ones, others]
-    most, least = (
-        f"{ones[i] + 1} and {others[i] + 1} (cosine {values[i]:.2f})" for i in (values.argmax(), values.argmin())
-    )
+    ends = values.argmax(), values.argmin()
+    most, least = (f"{ones[i] + 1} and {others[i] + 1} (cosine {values[i]:.2f})" for i in ends)
     return f"Most alike to the base are probes {most}" + (f", least alike {least}." if len(values) > 1 else ".")
 
 
@@ -73,8 +68,8 @@ def about_pairs(pairs: Pairs, names, domains) -> str:
     closest = f"{names[pairs.shown[i]]} and {names[pairs.shown[j]]} (cosine {pairs.cosines[i, j]:.2f})"
     closest = f"{f'among the {count:,} shown ' if count < len(names) else ''}are {closest}."
     if not apart.any():
-        mean = pairs.cosines[other].mean()
-        return f"There are no two domains here. The mean cosine of all pairs is {mean:.2f}. Most alike {closest}"
+        text = f"There are no two domains here. The mean cosine of all pairs is {pairs.cosines[other].mean():.2f}."
+        return f"{text} Most alike {closest}"
     within = f"{pairs.within:.2f} within a domain" if np.isfinite(pairs.within) else "no domain has two adapters"
     text = f"The mean cosine is {pairs.across:.2f} across domains; {within}. Most alike across domains {closest}"
     own = pd.Series(np.diag(pairs.means), pairs.means.index).dropna()

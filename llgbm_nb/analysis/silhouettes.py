@@ -27,13 +27,12 @@ class Silhouette:
 
 def silhouette(deltas: np.ndarray, domains) -> Silhouette:
     """How well the domains part. It needs two domains, one of them with two adapters; unlabelled ones are left out."""
-    domains = np.asarray(domains, dtype=object)
+    domains, samples = np.asarray(domains, dtype=object), np.full(len(domains), np.nan)
     labelled = domains != UNKNOWN
-    samples = np.full(len(domains), np.nan)
     kinds, own = np.unique(domains[labelled].astype(str), return_inverse=True)
     if len(kinds) < 2:
-        there = "one domain" if len(kinds) == 1 else "no domain"
-        return Silhouette(np.nan, samples, f"A silhouette needs at least two domains; there is {there} here.")
+        there = "one" if len(kinds) else "no"
+        return Silhouette(np.nan, samples, f"A silhouette needs at least two domains; there is {there} domain here.")
     if labelled.sum() <= len(kinds):
         return Silhouette(np.nan, samples, "A silhouette needs a domain with at least two adapters; each has one here.")
     if not np.any(deltas[labelled]):
@@ -66,10 +65,7 @@ def silhouette_samples(rows: np.ndarray, own: np.ndarray, domains: int, copies: 
 
 
 def silhouette_by_layer(delta_set, centered: bool = False) -> pd.Series:
-    """The silhouette at every layer that was computed (0: the embeddings), NaN where there is none.
-
-    The index is the set's `layer_numbers`; `centered`: of the deltas minus the pool's mean delta.
-    """
+    """The silhouette of a `DeltaSet`, its deltas `centered` or not, at each of its `layer_numbers`; NaN for none."""
     every = map(delta_set.deltas, delta_set.layer_numbers)
     compared = map(geometry.centered, every) if centered else every
     scores = [silhouette(deltas, delta_set.domains).score for deltas in compared]

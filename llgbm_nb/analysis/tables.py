@@ -1,7 +1,4 @@
-"""A run's records and nearest neighbours as tables and sentences for people; of many adapters, a row is a domain.
-
-`records` are `DeltaRun.records`; how they came to be is unknown here.
-"""
+"""A run's records (`DeltaRun.records`) and nearest neighbours as tables and sentences; of many, a row is a domain."""
 
 from collections import Counter
 
@@ -25,15 +22,11 @@ def summary(records: list[dict]) -> dict:
 
 
 def table(records: list[dict], trust: pd.DataFrame) -> pd.DataFrame:
-    """A run's records for people, and beside them the norm over its noise and the spread over the probes.
-
-    `trust` is `evidence.trust`'s table, which has the adapters with a delta. The reasons are there if anything failed.
-    """
+    """A run's records for people, beside `evidence.trust`'s table; with reasons, if any adapter failed."""
     frame = pd.DataFrame(records).set_index("name").join(trust[["ratio", "flagged", "spread"]])
     failed, route = frame["status"] == "failed", frame["route"]
     columns = {
-        "domain": frame["domain"],
-        "kind": frame["kind"],
+        **frame[["domain", "kind"]],
         "norm": _texts(frame["norm"], "{:.2f}"),
         "of base": _texts(100 * frame["relative"], "{:.1f} %"),
         "beside noise": frame["ratio"].map(times) + np.where(frame["flagged"].eq(True), " (flagged)", ""),
@@ -118,7 +111,7 @@ def neighbour_table(deltas: np.ndarray, names, domains, k: int = 3) -> pd.DataFr
     for rank, (mine, values) in enumerate(zip(others.T, cosines.T, strict=True), start=1):
         texts = [f"{names[j]} ({cosine:.2f})" for j, cosine in zip(mine, values, strict=True)]
         columns[f"nearest {rank}" if rank > 1 else "nearest"] = texts
-    return pd.DataFrame(columns, pd.Index(list(names), name="adapter"))
+    return pd.DataFrame(columns, pd.Index(names, name="adapter"))
 
 
 def neighbour_overview(deltas: np.ndarray, names, domains) -> pd.DataFrame:

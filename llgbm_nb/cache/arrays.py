@@ -47,7 +47,7 @@ class StatesOnDisk:
     """
 
     def __init__(self, file: Path, shape: list[int], crcs: list[int]):
-        """`crcs` are the checksums by layer. Raises OSError if there is no file; what it holds shows when it is read."""
+        """`crcs` are the checksums by layer. Raises OSError if there is no file; its content shows when it is read."""
         self.shape = tuple(shape)
         self._file, self._crcs, self._stamp = file, crcs, _stamp(file)
 

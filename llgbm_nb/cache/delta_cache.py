@@ -44,17 +44,13 @@ def open_cache(cache_dir: str | Path, config: dict) -> "DeltaCache":
 
     The base's name is not in the hash, its weights are: the same base under two names shares its deltas.
     """
-    keyed = _keyed(config)
+    keyed = {key: value for key, value in config.items() if key not in ("base_model", "probe_type")}
     digest = hashlib.sha256(json.dumps([FORMAT, keyed], sort_keys=True).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]", "_", config["probe_type"])[:60]
     cache = DeltaCache(Path(cache_dir) / f"{name}-{digest}")
-    if _keyed(cache.config) != keyed:
+    if not keyed.items() <= cache.config.items():
         cache._store.save_config(config)
     return cache
-
-
-def _keyed(config: dict) -> dict:
-    return {key: value for key, value in config.items() if key not in ("base_model", "probe_type")}
 
 
 class DeltaCache:
@@ -83,10 +79,7 @@ class DeltaCache:
         """a(B), float32 (probes, layers + 1, hidden), or None."""
         entry = self._store.entry(BASE)
         states = entry and self._store.states(BASE, entry)
-        if states is None or self._store.mean(BASE, entry) is None:
-            return None
-        with contextlib.suppress(InputError):  # damaged: measured again
-            return np.asarray(states)
+        return None if states is None or self._store.mean(BASE, entry) is None else states.whole()
 
     def save_base_activation(self, activation: np.ndarray, activations: np.ndarray | None = None) -> None:
         """Keep v(B), float32 (hidden,), and with it a(B), float32 (probes, layers + 1, hidden), where it is given."""
@@ -159,7 +152,7 @@ class DeltaCache:
         about = {name: value for name, value in public(entry).items() if name not in computed} | about
         replaced = self._store.entry(own) if key != own else None
         if replaced and self._index.by_content.get(replaced["fingerprint"]) == own:  # names were exchanged
-            self._aside.append(self._store.set_aside(own))
+            self._aside.append(self._store.copy_aside(own, replaced))
             self._index.add(self._aside[-1], replaced)
         self.save_delta(path, mean, states, entry["fingerprint"], **about)
         if not os.path.isdir(entry["absolute_path"]):  # it was moved

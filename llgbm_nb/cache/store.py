@@ -32,7 +32,6 @@ FORMAT = 2  # counts up when an older program could not read a folder
 BASE = "base"  # the base's id
 LOCK_SECONDS = 60  # how long another writer may keep the folder to itself
 SAVES_PER_MANIFEST = 16  # with n entries, the manifest is written again after 1 + n / 16 more
-
 _INTERNAL = ("absolute_path", "stamps", "crc", "activations")  # of an entry: not for other programs
 _LEFTOVER = re.compile(  # names of files that a writer of ours leaves when it is killed
     r"\.(config|manifest|delta_manifest|probes)\.json\..*\.part"
@@ -137,18 +136,11 @@ class Store:
                     file.unlink(missing_ok=True)
                 self.pending += 1
 
-    def set_aside(self, key: str) -> str | None:
-        """Give an entry and its arrays an id that no list shows, until it is dropped; None if there is no entry."""
-        if (entry := self.entry(key)) is None:
-            return None
-        aside = f".{os.getpid()}-{key}.part"
-        with self.lock():
-            for place in (self.activations, self.array):
-                if place(key).exists():
-                    os.replace(place(key), place(aside))
-                    os.utime(place(aside))  # recent, so that it is not taken for a leftover
-            write_checked(self._entry_file(aside), entry)
-            self._entry_file(key).unlink(missing_ok=True)
+    def copy_aside(self, key: str, entry: dict) -> str:
+        """Copy an entry, as far as it is whole, to an id that no list shows until it is dropped; gives that id."""
+        aside, mean, states = f".{os.getpid()}-{key}.part", self.mean(key, entry), self.states(key, entry)
+        if mean is not None:
+            self.save(aside, entry, mean, states and states.whole())
         return aside
 
     def _entry_file(self, key: str) -> Path:
@@ -173,9 +165,9 @@ class Store:
 
     def _is_current(self) -> bool:
         """Whether the manifest is younger than its sources, undamaged, and lists as many entries as there are."""
-        sources = [file for file in (self.folder / "entries", self._config_file) if file.exists()]
         try:
-            newest = max([file.stat().st_mtime_ns for file in sources], default=0)
+            sources = [file for file in (self.folder / "entries", self._config_file) if file.exists()]
+            newest = max((file.stat().st_mtime_ns for file in sources), default=0)
             content = read_checked(self._manifest) if newest < self._manifest.stat().st_mtime_ns else None
         except OSError:
             return False
@@ -193,9 +185,10 @@ class Store:
             states = states and states.whole()
             if mean is None:
                 wrong.append((entry, self.array(key), "missing or damaged"))
+            last = mean if states is None else states[:, -1].mean(axis=0, dtype=np.float32)
             if states is None and entry["activations"]:
                 wrong.append((entry, self.activations(key), "missing or damaged"))
-            elif not (states is None or mean is None or (states[:, -1].mean(axis=0, dtype=np.float32) == mean).all()):
+            elif mean is not None and not np.array_equal(last, mean):
                 wrong.append((entry, self.array(key), "not the mean of its activations"))
         wrong += [({}, file, "no entry names it") for file in sorted({*self.folder.glob("[!.]*.npy")} - known)]
         try:
@@ -238,8 +231,8 @@ class Store:
             with FileLock(self.folder / ".lock", timeout=LOCK_SECONDS):
                 yield
         except Timeout as error:
-            wrong = f"another program has kept {shown(self.folder)} locked for {LOCK_SECONDS} s"
-            raise InputError(f"{wrong}; end it and run again") from error
+            name = shown(self.folder)
+            raise InputError(f"another program has locked {name} for {LOCK_SECONDS} s; end it and run again") from error
         except OSError as error:
             file = shown(error.filename2 or error.filename or self.folder)
             todo = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"

@@ -19,7 +19,6 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of pref
 TOKENIZER = ("tokenizer.json", "added_tokens.json")  # what `check_tokenizer` reads
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = {name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
-
 _TOKENS: dict[str, list[str]] = {}  # by a tokenizer file's fingerprint: adapters of one base bring along the same one
 
 

@@ -1,21 +1,19 @@
 """The alternatives to deltas on the same adapters, in one table: from the weights, and from what the models write.
 
-Each method gives two arrays over n adapters: cosines, float64 (n, n), with NaN in the rows and columns of those that it
+Each method gives two arrays over n adapters: cosines, float64 (n, n), NaN in the rows and columns of those that it
 cannot represent, and sizes, int64 (n,), how many numbers describe each. What is zero is similar to nothing. They are
-the methods that the Delta Activations paper compares with (arXiv 2509.04442), and the exact change of the weights. How
-deltas are measured and kept is unknown here.
+those that the Delta Activations paper compares with (arXiv 2509.04442), and the exact change of the weights. How deltas
+are measured is unknown here.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_array
 from sklearn.metrics import silhouette_score
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -31,27 +29,22 @@ from ..forward.base import BaseModel, quiet_transformers
 from ..forward.lora import Lora, LoraReader, is_plain
 from ..forward.peft_route import applied, base_state, read_config
 
-SHARE = 0.01  # of an adapter's weights that are salient
 NEW_TOKENS = 32  # of a continuation
-_COLUMNS = 2**16  # of flattened tensors that are multiplied at once, which bounds the memory for it
+_COLUMNS = 2**16  # of flattened tensors that are multiplied at once, which bounds the memory
 
 
 def compare_methods(run: DeltaRun, base: BaseModel, sentence_encoder="", delta_seconds=np.nan) -> pd.DataFrame:
     """How well each method tells the domains apart, a row per method, on the adapters that all methods can represent.
 
     Columns: dimension (the largest size), seconds (per adapter, reading included, loading the base not; of deltas what
-    the caller measured, `delta_seconds`), silhouette (by domain, cosine distance), nearest neighbour (the share of
-    adapters whose nearest other one has their domain) and adapters (how many). `attrs["chance"]` is the share that
-    random neighbours would have, `attrs["note"]` says who was left out, and why scores are NaN where they are.
-    Output sentences need a `sentence_encoder`, a hub id or a folder. Raises InputError if it cannot be loaded.
+    the caller measured, `delta_seconds`), silhouette and nearest neighbour (see `_scores`) and adapters (how many).
+    `attrs["chance"]` is the share that random neighbours would have, `attrs["note"]` says who was left out, and why
+    scores are NaN where they are. Output sentences need a `sentence_encoder`; errors are those of `load_encoder`.
     """
     labelled = run.delta_set.subset(i for i, domain in enumerate(run.delta_set.domains) if domain != UNKNOWN)
     adapters, found, seconds, rows = labelled.adapters, {}, {}, {}
-    methods = {
-        "flattened weights": (flattened_weights,),
-        "weight change": (weight_changes, base.model),
-        "salient mask": (salient_masks,),
-    }
+    methods = {"flattened weights": (flattened_weights,), "weight change": (weight_changes, base.model),
+               "salient mask": (salient_masks,)}  # fmt: skip
     if sentence_encoder:
         methods["output sentences"] = output_sentences, labelled.probes, base, load_encoder(sentence_encoder, base)
     for name, (method, *arguments) in methods.items():
@@ -66,18 +59,16 @@ def compare_methods(run: DeltaRun, base: BaseModel, sentence_encoder="", delta_s
         rows[name] = int(sizes[keep].max(initial=0)), seconds[name], *_scores(cosines[np.ix_(keep, keep)], domains)
     numbers = compared.layer_numbers
     for layer in dict.fromkeys((numbers[-1], numbers[len(numbers) // 2])):  # the deepest one, and half-way
-        deltas = compared.deltas(layer)
-        about = deltas.shape[1], delta_seconds
-        rows[f"delta, layer {layer}"] = *about, *_scores(similarity(deltas), domains)
-        rows[f"delta, layer {layer}, centered"] = *about, *_scores(similarity(centered(deltas)), domains)
+        plain = compared.deltas(layer)
+        for deltas, how in ((plain, ""), (centered(plain), ", centered")):
+            rows[f"delta, layer {layer}{how}"] = deltas.shape[1], delta_seconds, *_scores(similarity(deltas), domains)
     columns = ["dimension", "seconds", "silhouette", "nearest neighbour"]
     frame = pd.DataFrame(rows.values(), pd.Index(rows, name="method"), columns)
     frame["adapters"] = len(keep)
-    scored = bool(frame["silhouette"].notna().all())
-    counts = np.unique(domains, return_counts=True)[1]
+    scored, counts = bool(frame["silhouette"].notna().all()), np.unique(domains, return_counts=True)[1]
     chance = float((counts * (counts - 1)).sum() / (len(keep) * (len(keep) - 1))) if scored else np.nan
-    note = _note(adapters, there, len(run.delta_set) - len(labelled), compared, scored)
-    frame.attrs |= {"chance": chance, "note": note}
+    unlabelled = len(run.delta_set) - len(labelled)
+    frame.attrs |= {"chance": chance, "note": _note(adapters, there, unlabelled, compared, scored)}
     return frame
 
 
@@ -86,8 +77,8 @@ def methods_table(found: pd.DataFrame) -> pd.DataFrame:
     found = found.assign(**{"nearest neighbour": 100 * found["nearest neighbour"]})
     forms = {"dimension": "{:,}", "seconds": "{:.2f} s", "silhouette": "{:.2f}", "nearest neighbour": "{:.0f} %"}
     shown = {name: found[name].map(form.format).where(found[name].notna(), "–") for name, form in forms.items()}
-    names = {"seconds": "seconds each", "nearest neighbour": "nearest is of its domain"}
-    return pd.DataFrame(shown).rename(columns=names)
+    people = {"seconds": "seconds each", "nearest neighbour": "nearest is of its domain"}
+    return pd.DataFrame(shown).rename(columns=people)
 
 
 def methods_text(found: pd.DataFrame) -> str:
@@ -106,18 +97,21 @@ def methods_text(found: pd.DataFrame) -> str:
     return "\n".join(filter(None, [*lines, found.attrs["note"]]))
 
 
-def flattened_weights(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
+def flattened_weights(adapters: Sequence[Adapter], transform: Callable = dict) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of the adapters' weights as they are saved, all tensors end to end.
 
-    Tensors are the same if name and shape are; one that the other adapter lacks is orthogonal to all of its. An
-    embedding's base weights, which PEFT saves along with its factors, do not count. NaN: full checkpoints, and adapters
-    that cannot be read.
+    Tensors are the same if name and shape are; one that the other adapter lacks is orthogonal to all of its. Base
+    weights, which PEFT saves along with an embedding, do not count. NaN: full checkpoints, and what cannot be read.
+    `transform` is applied to each adapter's {tensor name: tensor} first.
     """
     products, sizes, alike = *_nothing(adapters), defaultdict(list)
-    for row, weights in _read(adapters, _weights):
-        products[row, row], sizes[row] = 0.0, sum(tensor.numel() for tensor in weights.values())
-        for name, tensor in weights.items():
-            alike[name, tensor.shape].append((row, tensor.flatten()))
+    for row, adapter in enumerate(adapters):
+        with suppress(InputError):
+            tensors = adapter.read_tensors().items()
+            own = transform({name: tensor for name, tensor in tensors if not name.endswith(".base_layer.weight")})
+            products[row, row], sizes[row] = 0.0, sum(tensor.numel() for tensor in own.values())
+            for name, tensor in own.items():
+                alike[name, tensor.shape].append((row, tensor.flatten()))
     for group in alike.values():
         rows = [row for row, _ in group]
         for columns in zip(*(tensor.split(_COLUMNS) for _, tensor in group), strict=True):
@@ -131,12 +125,11 @@ def weight_changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple
 
         <B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T)            the traces of both sides are equal
 
-    What differs only in how a change is factored is the same here. The LM head is left out: it lies outside of the body
-    and moves no hidden state. DoRA is read as LoRA, without its magnitudes. NaN: whatever else is not plain LoRA (see
-    `lora.is_plain`), or cannot be read.
+    How a change is factored does not matter. The LM head is left out: it moves no hidden state. DoRA is read as LoRA,
+    without its magnitudes. NaN: whatever else is not plain LoRA (see `lora.is_plain`), or cannot be read.
     """
     products, sizes, modules = *_nothing(adapters), defaultdict(list)
-    for row, lora in _read(adapters, partial(_lora, LoraReader(model))):
+    for row, lora in _loras(adapters, LoraReader(model)):
         products[row, row], sizes[row] = 0.0, sum(a.shape[1] * b.shape[0] for a, b, _ in lora.factors.values())
         for name, factors in lora.factors.items():
             modules[name].append((row, *factors))
@@ -151,38 +144,31 @@ def weight_changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple
     return _cosines(products), sizes
 
 
-def salient_masks(adapters: Sequence[Adapter], share: float = SHARE) -> tuple[np.ndarray, np.ndarray]:
+def salient_masks(adapters: Sequence[Adapter], share: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of the adapters' salient masks, |both| / sqrt(|one| |other|).
 
     A mask is the `share` of an adapter's saved weights that are largest by magnitude, after Localize-and-Stitch (He et
     al. 2024, arXiv 2408.13656), whose masks, as the paper's, are of all the model's weights. Weights are the same if
-    tensor name, shape and position are. All as large as the smallest salient one are salient, too, and zeros never are.
-    NaN, and what does not count: as in `flattened_weights`. Raises InputError for a share outside of (0, 1].
+    tensor name, shape and position are. All as large as the smallest salient one are salient, zeros never. What is NaN
+    or does not count: as in `flattened_weights`. Raises InputError for a share outside of (0, 1].
     """
     if not 0 < share <= 1:
         raise InputError(f"share is {share!r}; it must be above 0 and at most 1")
-    products, sizes = _nothing(adapters)
-    masks, numbers = [np.zeros(0, np.int64)] * len(adapters), {}  # of the tensors, the same for all who have them
-    for row, weights in _read(adapters, _weights):
-        own = [numbers.setdefault((name, tensor.shape), len(numbers)) for name, tensor in weights.items()]
-        places = [np.arange(t.numel()) + (n << 40) for n, t in zip(own, weights.values(), strict=True)]
-        magnitudes = torch.cat([tensor.flatten().float().abs() for tensor in weights.values()]).numpy()
-        products[row, row], sizes[row] = 0.0, len(magnitudes)
-        count = max(1, round(share * len(magnitudes)))
-        least = np.partition(magnitudes, -count)[-count]
-        masks[row] = np.concatenate(places)[(magnitudes >= least) & (magnitudes > 0)]
-    salient, columns = np.unique(np.concatenate(masks) if masks else [], return_inverse=True)
-    ends = np.cumsum([0, *map(len, masks)])
-    matrix = csr_array((np.ones(len(columns)), columns, ends), (len(masks), len(salient)))
-    return _cosines(products + (matrix @ matrix.T).toarray()), sizes
+
+    def mask(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        magnitudes = {name: tensor.float().abs() for name, tensor in weights.items()}
+        every = torch.cat([each.flatten() for each in magnitudes.values()])
+        least = every.topk(max(1, round(share * len(every)))).values[-1]
+        return {name: (each >= least) & (each > 0) for name, each in magnitudes.items()}
+
+    return flattened_weights(adapters, mask)
 
 
 def output_sentences(adapters: Sequence[Adapter], probes: Sequence[str], base: BaseModel, encoder: tuple) -> tuple:
     """Cosines of what the adapters write: each one's mean sentence embedding of its continuations of `probes`.
 
-    A continuation is greedy, of NEW_TOKENS tokens or until the model ends it. `encoder` is what `load_encoder` gives;
-    embeddings are its last hidden states, averaged over the tokens and scaled to length 1. NaN: full checkpoints, and
-    adapters that PEFT cannot put on the base.
+    A continuation is greedy, of NEW_TOKENS tokens or until the model ends it. `encoder` is what `load_encoder` gives.
+    NaN: full checkpoints, and adapters that PEFT cannot put on the base.
     """
     products, sizes = _nothing(adapters)
     before, found = base_state(base.model), {}
@@ -220,20 +206,16 @@ def load_encoder(name: str, base: BaseModel) -> tuple:
     return model.to(base.device).eval(), tokenizer
 
 
-def _weights(adapter: Adapter) -> dict[str, torch.Tensor] | None:
-    """An adapter's own tensors in their stored dtype; None if they cannot be read, as those of a full checkpoint."""
-    with suppress(InputError):
-        return {name: t for name, t in adapter.read_tensors().items() if not name.endswith(".base_layer.weight")}
-
-
-def _lora(read_lora: LoraReader, adapter: Adapter) -> Lora | None:
-    """An adapter as plain LoRA; None if it is anything else, or cannot be read."""
-    with suppress(Exception):  # an InputError, or a config that PEFT's own functions stumble over
-        tensors, config = adapter.read_tensors(), read_config(adapter)
-        if getattr(config, "use_dora", False):
-            config.use_dora = False
-            tensors = {name: t for name, t in tensors.items() if "lora_magnitude_vector" not in name}
-        return read_lora(config, tensors) if is_plain(config) else None
+def _loras(adapters: Sequence[Adapter], read_lora: LoraReader) -> Iterator[tuple[int, Lora]]:
+    """(row, factors) of the adapters that can be read as plain LoRA."""
+    for row, adapter in enumerate(adapters):
+        with suppress(Exception):  # an InputError, or a config that PEFT's own functions stumble over
+            tensors, config = adapter.read_tensors(), read_config(adapter)
+            if getattr(config, "use_dora", False):
+                config.use_dora = False
+                tensors = {name: tensor for name, tensor in tensors.items() if "lora_magnitude_vector" not in name}
+            if is_plain(config) and (lora := read_lora(config, tensors)) is not None:
+                yield row, lora
 
 
 def _continuations(model: torch.nn.Module, base: BaseModel, probes: Sequence[str]) -> list[str]:
@@ -258,13 +240,6 @@ def _sentence_embeddings(texts: list[str], model: torch.nn.Module, tokenizer) ->
     return F.normalize((states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1), dim=1).cpu().numpy()
 
 
-def _read(adapters: Sequence[Adapter], read: Callable) -> Iterator[tuple]:
-    """(row, `read(adapter)`) of every adapter for which that is not None, one at a time."""
-    for row, adapter in enumerate(adapters):
-        if (found := read(adapter)) is not None:
-            yield row, found
-
-
 def _nothing(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
     """Inner products (n, n), NaN on the diagonal, which says that an adapter is not there yet; and sizes (n,), 0."""
     return np.diag(np.full(len(adapters), np.nan)), np.zeros(len(adapters), np.int64)
@@ -280,8 +255,8 @@ def _cosines(products: np.ndarray) -> np.ndarray:
 
 
 def _scores(cosines: np.ndarray, domains: np.ndarray) -> tuple[float, float]:
-    """Silhouette by domain with cosine distance, and the share of rows whose nearest other one has their domain."""
-    if not 2 <= len(set(domains)) < len(domains):  # two domains, one of them with two adapters
+    """Silhouette by domain (cosine distance), and nearest neighbour: the share whose nearest other has their domain."""
+    if not 2 <= len(set(domains)) < len(domains):
         return np.nan, np.nan
     distances, others = np.clip(1.0 - cosines, 0.0, None), cosines - 3 * np.eye(len(cosines))
     same = domains[others.argmax(axis=1)] == domains  # argmax takes the first of equally near ones
@@ -292,12 +267,9 @@ def _note(adapters: list[Adapter], there: dict[str, np.ndarray], unlabelled: int
     """Who was left out of the table, how DoRA was read, and why there are no scores where there are none."""
     checkpoint = np.array([adapter.is_checkpoint for adapter in adapters], dtype=bool)
     read, plain = there["flattened weights"] | checkpoint, there["weight change"]
-    counts = {
-        "no plain LoRA": (read & ~plain).sum(),
-        "files that cannot be read": (~read).sum(),
-        "no output": (plain & ~there.get("output sentences", plain)).sum(),
-        "no domain": unlabelled,
-    }
+    no_output = plain & ~there.get("output sentences", plain)
+    counts = {"no plain LoRA": (read & ~plain).sum(), "files that cannot be read": (~read).sum(),
+              "no output": no_output.sum(), "no domain": unlabelled}  # fmt: skip
     left_out = ", ".join(f"{count} ({why})" for why, count in counts.items() if count)
     dora = sum(bool(adapter.config.get("use_dora")) for adapter in compared.adapters)
     there_are = f"there are {len(compared)} adapters in {len(set(compared.domains))} domains here"

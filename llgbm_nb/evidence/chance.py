@@ -1,10 +1,10 @@
 """Could it be chance? How far a collection's picture is to be trusted, from the differences that were measured.
 
-Numpy in, numpy out: how differences are measured is unknown here, and nothing is measured again.
+Numpy in, numpy out: how differences are measured is unknown here.
 """
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from math import comb
 
 import numpy as np
@@ -20,15 +20,11 @@ PAIRED = 1000  # adapters whose pairs are correlated; of more, so many random on
 
 @dataclass(frozen=True)
 class Reliability:
-    """How well two halves of the probes agree on which adapters are similar, over `splits` ways to halve them.
+    """How well two halves of the probes agree on which adapters are similar; NaN with the reason in `note`."""
 
-    `half` is the mean correlation r between the halves' cosines, `full` what it predicts for all probes together
-    (Spearman 1910, Brown 1910): 2 r / (1 + r). NaN with the reason in `note` where it cannot be said.
-    """
-
-    half: float
-    full: float
-    splits: int
+    half: float  # the mean correlation r between the halves' cosines
+    full: float  # what it predicts for all probes together (Spearman 1910, Brown 1910): 2 r / (1 + r)
+    splits: int  # the ways to halve the probes that were looked at
     note: str = ""
 
 
@@ -36,18 +32,15 @@ class Reliability:
 class Chance:
     """What of a silhouette and of nearest neighbours chance could have done; NaN with the reason in `note`.
 
-    `score` is the silhouette by domain, `p` the share of shuffled labellings (the true one among them) that reach it,
-    `interval` its 95 % interval over adapters drawn anew within each domain, `shuffled` (permutations,) the shuffled
-    labellings' silhouettes. `accuracy` is the share of adapters whose nearest other has their domain,
-    `expected_accuracy` what that is by chance, and `accuracy_p` as `p`.
+    A p is the share of shuffled labellings, the true one among them, that reach what was observed.
     """
 
-    score: float
-    p: float
-    interval: tuple[float, float]
-    shuffled: np.ndarray
-    accuracy: float
-    expected_accuracy: float
+    score: float  # the silhouette by domain
+    p: float  # of the score
+    interval: tuple[float, float]  # 95 %, of the score, over adapters drawn anew within each domain
+    shuffled: np.ndarray  # (permutations,): the shuffled labellings' silhouettes
+    accuracy: float  # the share of adapters whose nearest other has their domain
+    expected_accuracy: float  # the same by chance
     accuracy_p: float
     note: str = ""
 
@@ -73,10 +66,9 @@ def reliability(differences: np.ndarray, centered: bool = False, seed: int = 0) 
         differences = differences[np.sort(random.choice(count, PAIRED, replace=False))]
     pairs = np.triu_indices(len(differences), 1)
     for half in _halves(probes, random):
-        both = []
-        for part in (half, np.setdiff1d(np.arange(probes), half)):
-            deltas = differences[:, part].mean(axis=1, dtype=np.float32)
-            both.append(similarity(geometry.centered(deltas) if centered else deltas)[pairs])
+        parts = half, np.setdiff1d(np.arange(probes), half)
+        deltas = [differences[:, part].mean(axis=1, dtype=np.float32) for part in parts]
+        both = [similarity(geometry.centered(each) if centered else each)[pairs] for each in deltas]
         if all(np.ptp(cosines) > 1e-9 for cosines in both):
             found.append(np.corrcoef(*both)[0, 1])
     if not found:
@@ -89,9 +81,8 @@ def _halves(probes: int, random: np.random.Generator) -> list[np.ndarray]:
     """The smaller halves of the ways to split the probes; of two equal halves, the one with the first probe."""
     size = probes // 2
     ways = comb(probes, size) // (1 if probes % 2 else 2)
-    if ways <= SPLITS:
-        halves = [np.array(half) for half in combinations(range(probes), size)]
-        return halves[:ways]  # of an even number, the second half of the list mirrors the first
+    if ways <= SPLITS:  # of an even number of probes, the second half of the combinations mirrors the first
+        return [np.array(half) for half in islice(combinations(range(probes), size), ways)]
     return [np.sort(random.choice(probes, size, replace=False)) for _ in range(SPLITS)]
 
 
@@ -113,8 +104,8 @@ def permutation_test(deltas: np.ndarray, domains, permutations: int = 999, seed:
     """Permutation test and bootstrap interval of the silhouette by domain, and nearest neighbours beside their chance.
 
     Labels are shuffled `permutations` times among the adapters that have one (Phipson and Smyth 2010 for the p-value).
-    The interval is the percentile bootstrap over adapters, drawn within each domain as often as it has any; copies of
-    one adapter are not compared with each other, which would flatter it.
+    The interval is the percentile bootstrap over adapters, drawn within each domain; copies of one adapter are not
+    compared with each other, which would flatter it.
     """
     score, domains = silhouette(deltas, domains), np.asarray(domains, dtype=object)
     if score.note:

@@ -25,9 +25,9 @@ def chance_figure(found: Chance):
     axis.hist(found.shuffled, bins=bars, range=ends, color=GREY, label=f"{len(found.shuffled)} shuffled labellings")
     axis.axvline(found.score, color=_RED, linewidth=2, label="the true labels")
     axis.axvspan(*found.interval, color=_RED, alpha=0.15, linewidth=0, label="their 95 % interval\nover adapters")
-    axis.set(xlabel="silhouette by domain", ylabel="labellings")
+    title = f"Silhouette {found.score:.2f}, p = {found.p:.3f}: {found.verdict}"
+    axis.set(xlabel="silhouette by domain", ylabel="labellings", title=title)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axis.set_title(f"Silhouette {found.score:.2f}, p = {found.p:.3f}: {found.verdict}")
     sns.despine(axis.figure)
     return axis.figure
 
@@ -42,11 +42,11 @@ def trust_figure(found: pd.DataFrame):
     axis.axvspan(0.05, ENOUGH, color=_RED, alpha=0.12, linewidth=0)
     axis.text(ENOUGH, 1.06, f" under {ENOUGH:.0f} ×: flagged", color=_RED, fontsize=8, ha="right", va="bottom",
               transform=axis.get_xaxis_transform())  # fmt: skip
-    axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1))
+    title = f"All {len(found):,} deltas are {times(ratio[0])} or more what rounding does"
+    if flagged := int(found["flagged"].sum()):
+        title = f"{flagged:,} of {len(found):,} deltas are too near to rounding"
+    axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1), title=title + "\n")
     axis.xaxis.set_major_formatter("{x:,.16g}")
-    flagged = int(found["flagged"].sum())
-    sound = f"All {len(found):,} deltas are {times(ratio[0])} or more what rounding does"
-    axis.set_title(f"{flagged:,} of {len(found):,} deltas are too near to rounding\n" if flagged else f"{sound}\n")
     sns.despine(axis.figure, left=True)
     return axis.figure
 
@@ -67,8 +67,7 @@ def grid_figure(grid: dict[bool, pd.DataFrame], choice: Choice):
         axis.set_xticks(range(0, layers, every), frame.columns[::every])
         axis.tick_params(length=0)
         if choice.setting and choice.setting[2] == is_centered:
-            name, layer, _ = choice.setting
-            at = list(frame.columns).index(layer), list(frame.index).index(name)
+            at = frame.columns.get_loc(choice.setting[1]), frame.index.get_loc(choice.setting[0])
             for colour, width in (("black", 3.5), ("white", 1.2)):  # seen on light and on dark fields
                 axis.plot(*at, "s", markersize=11, mfc="none", mec=colour, mew=width)
         sns.despine(ax=axis, left=True, bottom=True)

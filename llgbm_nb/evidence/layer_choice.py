@@ -27,44 +27,41 @@ SUBSETS = 60  # of the probes, for each number of them; where there are more, so
 
 @dataclass(frozen=True)
 class Choice:
-    """What picking one setting by its silhouette is worth, with each of `adapters` adapters left out in turn.
+    """What picking one setting by its silhouette is worth, with each adapter left out in turn.
 
-    A setting is (probe set, layer, centered). `setting` is picked most often, in `share` of the cases. Silhouettes:
-    `picked` of the adapters that a setting was picked with (it flatters), `held_out` of the one left out, `usual` of
-    the same one in the usual setting (first probe set, deepest layer, not centered). Without a choice, `setting` is
-    None and the numbers are NaN, with the reason in `note`; else `note` names the domains that were left out.
+    Without a choice, `setting` is None and the numbers are NaN, with the reason in `note`.
     """
 
-    setting: tuple[str, int, bool] | None
-    share: float
-    picked: float
-    held_out: float
-    usual: float
+    setting: tuple[str, int, bool] | None  # (probe set, layer, centered): what is picked most often
+    share: float  # of the picks that are this one
+    picked: float  # silhouette of the adapters that a setting was picked with: it flatters
+    held_out: float  # silhouette of the one left out
+    usual: float  # the same in the usual setting: first probe set, deepest layer, not centered
     adapters: int
-    note: str = ""
+    note: str = ""  # else: which domains were left out
 
 
 def sampled(run: DeltaRun, most: int) -> DeltaRun:
     """The run with at most `most` of its adapters: all of them if there are no more, else those of `spread_sample`."""
-    keep = spread_sample(run.delta_set.domains, most, unknown=True)
-    return run if len(run.delta_set) <= most else replace(run, delta_set=run.delta_set.subset(keep))
+    if len(run.delta_set) <= most:
+        return run
+    return replace(run, delta_set=run.delta_set.subset(spread_sample(run.delta_set.domains, most, unknown=True)))
 
 
 def probe_set_deltas(run: DeltaRun, most: int = 60) -> dict[str, DeltaSet]:
     """Deltas of `most` of the run's adapters for every probe set, the run's own first: {probe set: DeltaSet}.
 
-    What is not in the cache is measured, with the run's settings. "mixed" is put together from its parts. Adapters that
-    fail for one set are left out of all.
+    What is not cached is measured, with the run's settings; "mixed" is joined from its parts. Adapters that fail for
+    one set are left out of all.
     """
     settings, found = run.settings, run.delta_set.subset(spread_sample(run.delta_set.domains, most))
     own = settings.probe_type
     if own in PROBE_TYPES and list(found.probes) != create_probes(own):
         own += " (own)"  # a file of one's own that is called like a shipped set
     sets = {own: found}
-    for name in ("generic", "math", "code", "commonsense") if len(found) else ():
-        if name not in sets:
-            changed = replace(settings, probe_type=name, max_length=max(256, settings.max_length))
-            sets[name] = compute_deltas(found.adapters, create_probes(name), changed).delta_set
+    for name in [each for each in PROBE_TYPES if each not in (own, "mixed") and len(found)]:
+        changed = replace(settings, probe_type=name, max_length=max(256, settings.max_length))
+        sets[name] = compute_deltas(found.adapters, create_probes(name), changed).delta_set
     common = set.intersection(*(set(each.paths) for each in sets.values()))
     sets = {name: each.subset(i for i, path in enumerate(each.paths) if path in common) for name, each in sets.items()}
     if "mixed" not in sets and len(found):
@@ -76,7 +73,7 @@ def joined(sets: Iterable[DeltaSet]) -> DeltaSet:
     """The same adapters over the probes of several sets together, each probe once."""
     sets = list(sets)
     every = [probe for each in sets for probe in each.probes]
-    once = sorted({probe: i for i, probe in reversed([*enumerate(every)])}.values())  # where each one is first
+    once = [i for i, probe in enumerate(every) if probe not in every[:i]]
     differences = [np.concatenate(of_one)[once] for of_one in zip(*(each.differences for each in sets), strict=True)]
     base = np.concatenate([each.base for each in sets])[once]
     return replace(sets[0], probes=tuple(every[i] for i in once), base=base, differences=tuple(differences))

@@ -6,9 +6,8 @@
 
 `floor` is how far v(B) itself moves when the base's pass has other batch shapes and orders (`states.noise_floor`).
 With difference propagation the base's own difference is exactly zero and the error shrinks with the delta: there the
-floor is that of float32, and the deltas' largest relative `error` by `precision_check` counts, too. Of a whole model in
-half precision it is the largest `distance` from finer deltas. In float32 nothing finer is at hand: what deltas are
-compared with there is an independent computation that rounds as much.
+floor is that of float32, and the deltas' largest relative `error` by `precision_check` counts, too; of a whole model in
+half precision it is the largest `distance` from finer deltas. In float32 nothing finer is at hand.
 """
 
 import math
@@ -59,9 +58,9 @@ def noise_of(run: DeltaRun) -> np.ndarray:
 def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
     """Some of the run's deltas beside others: relative error and cosine, a row for each of `adapters` adapters.
 
-    A run in half precision is compared with one in float32, one in float32 with `computed_independently`. The largest
-    relative error of those that are well above the noise floor, and the largest distance, are kept for `trust`. Where
-    the others could not be computed, as when the base in float32 does not fit in memory, `attrs["reason"]` says why.
+    A run in half precision is compared with one in float32, one in float32 with `computed_independently`, which rounds
+    as much. The largest relative error of those well above the noise floor, and the largest distance, are kept for
+    `trust`. `attrs["reason"]` says why if the others could not be computed, as for lack of memory.
     """
     found, sample, rows, errors, distance, reason = run.delta_set, pick_sample(run, adapters), [], [], 0.0, ""
     floor, half, deepest = noise_of(run)[-1], run.cache.config["dtype"] != "float32", found.layer_numbers[-1]
@@ -116,13 +115,12 @@ def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> st
     """`trust`, and `precision_check` where it was made, in sentences that say how to read them."""
     if not len(found):
         return "There are no deltas to trust or not."
-    weak = list(found.index[found["flagged"]])
+    weak, least, most = list(found.index[found["flagged"]]), found["ratio"].min(), found["ratio"].max()
+    names = f"{', '.join(weak[:10])}{' …' if len(weak) > 10 else ''} ({len(weak)})"
     lines = [
-        f"Deltas are {times(found['ratio'].min())} to {times(found['ratio'].max())} what rounding alone does; under "
-        f"{ENOUGH:.0f} ×, a direction is not to be trusted.",
-        f"Flagged, too near to rounding: {', '.join(weak[:10])}{' …' if len(weak) > 10 else ''} ({len(weak)})."
-        if weak
-        else "No adapter is flagged.",
+        f"Deltas are {times(least)} to {times(most)} what rounding alone does; "
+        f"under {ENOUGH:.0f} ×, a direction is not to be trusted.",
+        f"Flagged, too near to rounding: {names}." if weak else "No adapter is flagged.",
     ]
     if precision is not None and precision.attrs["reason"]:
         lines.append(f"No delta could be computed in another way: {precision.attrs['reason']}")

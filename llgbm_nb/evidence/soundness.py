@@ -1,7 +1,7 @@
 """Is the run sound? A list of points, checked on a run that has just been made: pass or fail, and on what evidence.
 
-Evidence is given in bounds rather than in measured digits, which rounding would move from machine to machine. Each
-check gives whether it passed (None: not checked) and its evidence. What the deltas mean is not looked at here.
+Evidence is given in bounds rather than in measured digits, which rounding would move from machine to machine. What the
+deltas mean is not looked at here.
 """
 
 import json
@@ -19,7 +19,7 @@ from ..errors import first_sentence
 from .rounding import at_most, computed_independently, measured_anew, pick_sample
 
 RESULTS = {True: "pass", False: "FAIL", None: "not checked"}
-Checked = tuple[bool | None, str]
+Checked = tuple[bool | None, str]  # whether a check passed, a key of RESULTS, and its evidence
 
 
 def check_soundness(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def _base_activation(run: DeltaRun) -> Checked:
     kept, base = run.cache.get_base_activation(), run.delta_set.base
     good = kept is not None and np.isfinite(base).all() and run.delta_set.base_norm() > 0
     found = "{} probes, {} layers, hidden size {}".format(*base.shape)
-    return bool(good), f"{found}, all finite" if good else f"{found}; it is not kept, zero, or not finite"
+    return bool(good), found + (", all finite" if good else "; it is not kept, zero, or not finite")
 
 
 def _manifest(run: DeltaRun) -> Checked:

@@ -7,8 +7,8 @@
                             down: p_B log(p_M / p_B), which add up to -KL(p_B || p_M)
 
 The tokens whose logits change most are mostly ones that nobody uses; the share asks in addition whether a token has any
-probability. Both are means over the probes. The head is always the base's: an adapter or a full checkpoint that changes
-the LM head itself is read as if it had not. This module knows nothing of files, and of how deltas are computed.
+probability. Both are means over the probes. The head is always the base's, even where an adapter or a full checkpoint
+changes the LM head itself. How deltas are computed is unknown here.
 """
 
 import copy
@@ -68,11 +68,9 @@ class Head:
 
 @torch.inference_mode()
 def read_head(base: BaseModel) -> Head:
-    """The head of a base. A pass of four tokens finds the final norm and checks everything:
+    """The head of a base; InputError if it has none. A pass of four tokens finds the final norm and checks everything:
 
-        norm(output of the last decoder layer) = hidden_states[-1], and head(hidden_states[-1]) = the model's own logits
-
-    Raises InputError if the model has no such norm and head.
+    norm(output of the last decoder layer) = hidden_states[-1], and head(hidden_states[-1]) = the model's own logits
     """
     model, config = base.model, base.model.config.get_text_config()
     sorry = f"the tokens of this architecture ({type(model).__name__}) cannot be read: "
@@ -141,8 +139,8 @@ def is_lens(head: Head, delta_set: DeltaSet, layer: int = -1) -> bool:
 def token_scores(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", centered=False, groups=None) -> Iterator:
     """The `Scores` of every adapter, one after the other: a few arrays (probes, vocabulary) are held at a time.
 
-    `ranking` is "share" (of the KL divergence) or "logit" (change of the raw logit). `centered`: beside the average
-    adapter, a(B) + the mean of all differences, whose distribution at the last layer is the adapters' geometric mean.
+    `ranking` is one of RANKINGS: by share of the KL divergence, or by change of the raw logit. `centered`: beside the
+    average adapter, a(B) + the mean of all differences, at the last layer the adapters' geometric mean distribution.
     `groups`, arrays of indices: of each one's mean difference. Raises InputError as `is_lens`, and for another ranking.
     """
     if ranking not in RANKINGS:
@@ -178,19 +176,16 @@ def _compare(head, base, origin, differences, lens, ranking) -> Iterator[Scores]
 
 
 def top_tokens(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", centered=False, k=6) -> pd.DataFrame:
-    """A row per adapter: its domain, the `k` tokens that come up and go down most, and the KL divergence in nats.
+    """A row per adapter: its domain, the (at most) `k` tokens that come up and go down most, and the KL in nats.
 
-    Fewer where fewer have the right sign; none where nothing changes. Arguments and errors are those of `token_scores`.
+    Arguments and errors are those of `token_scores`.
     """
     scores = token_scores(head, delta_set, layer, ranking, centered)
     return _table(head, scores, k, pd.Index(delta_set.names, object, name="adapter"), "domain", delta_set.domains)
 
 
 def domain_tokens(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", centered=False, k=6) -> pd.DataFrame:
-    """The same, a row per domain: of the mean of its adapters' differences; "adapters" is how many there are.
-
-    Adapters of the domain "unknown" are left out of the rows, not of the average adapter.
-    """
+    """The same, a row per domain but "unknown", of its adapters' mean difference; "adapters" is how many they are."""
     domains = np.asarray(delta_set.domains, dtype=object)
     groups = {domain: np.flatnonzero(domains == domain) for domain in sorted({*domains} - {UNKNOWN})}
     scores = token_scores(head, delta_set, layer, ranking, centered, [*groups.values()])
@@ -198,20 +193,19 @@ def domain_tokens(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", ce
 
 
 def beside_the_mean(table, base: BaseModel, delta_set: DeltaSet, layer=-1, ranking="share", k=5) -> pd.DataFrame:
-    """`top_tokens` or `domain_tokens` (`table`), and beside it the tokens of the centered deltas.
+    """`table` (`top_tokens` or `domain_tokens`), and beside it the tokens of the centered deltas.
 
     `attrs["note"]` says how to read it (HOW_TO_READ), or why there is nothing.
     """
     try:
         head = read_head(base)
         plain, centered = (table(head, delta_set, layer, ranking, which, k) for which in (False, True))
+        frame = plain.join(centered[["up", "down"]].rename(columns="{}, centered".format))
+        frame["KL"] = frame["KL"].map("{:.2g}".format)
+        frame.attrs["note"] = HOW_TO_READ[ranking] if len(frame) else "There are no domains."
     except InputError as error:
         frame = pd.DataFrame()
         frame.attrs["note"] = str(error)
-        return frame
-    frame = plain.join(centered[["up", "down"]].rename(columns="{}, centered".format))
-    frame["KL"] = [f"{kl:.2g}" for kl in frame["KL"]]
-    frame.attrs["note"] = HOW_TO_READ[ranking] if len(frame) else "There are no domains."
     return frame
 
 

@@ -1,6 +1,4 @@
-"""The live explorer: a collection's map, its heatmap and its silhouette, with sliders. It computes no deltas.
-
-    explore(delta_set)
+"""The live explorer, `explore(delta_set)`: map, heatmap and silhouette, with sliders. It computes no deltas.
 
 Every control is observed, and one Plotly figure is changed in place. There is no `Output` widget: these hang headless
 runs now and then. Run headless, the explorer leaves a picture of its first map.
@@ -10,6 +8,7 @@ import base64
 import html
 import io
 from functools import lru_cache, partial
+from pathlib import Path
 
 import anywidget
 import ipywidgets as widgets
@@ -26,19 +25,9 @@ MEMORY = 2**30  # bytes of hidden states that are held, so that a change need no
 
 
 class _Surroundings(anywidget.AnyWidget):
-    """Nothing to see: the figure fills the width there is, in a notebook's window and when that changes, and its text
-    has the colour of the theme."""
+    """Nothing to see: the figure's width, and its text in the colour of the theme."""
 
-    _esm = """export default { render({ el }) {
-        new ResizeObserver(() => window.dispatchEvent(new Event("resize"))).observe(el);
-        setTimeout(() => window.dispatchEvent(new Event("resize")), 50);
-    } }"""
-    _css = """.llgbm-explorer .js-plotly-plot :is([class$=tick], .cbaxis, .infolayer) text
-        {fill: var(--jp-content-font-color1, #333) !important}
-        .llgbm-explorer td, .llgbm-explorer th {padding: 0 .8em 0 0; text-align: left; line-height: 1.5}
-        .llgbm-explorer .js-plotly-plot {min-width: 760px}
-        .llgbm-explorer .widget-readout {flex: 0 0 100px}
-        .llgbm-explorer td.n {text-align: right; font-variant-numeric: tabular-nums}"""
+    _esm, _css = Path(__file__).with_suffix(".js"), Path(__file__).with_suffix(".css")
 
 
 def explore(delta_set: DeltaSet) -> "Explorer":
@@ -65,10 +54,8 @@ class Explorer(widgets.VBox):
             options=[(_layer_name(number, numbers), number) for number in numbers], value=numbers[-1],
             description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
         )  # fmt: skip
-        self.probes = tuple(
-            widgets.Checkbox(value=True, indent=False, tooltip=text, layout={"width": "20px"})
-            for text in delta_set.probes
-        )
+        box = partial(widgets.Checkbox, value=True, indent=False, layout={"width": "20px"})
+        self.probes = tuple(box(tooltip=text) for text in delta_set.probes)
         self.projection = widgets.ToggleButtons(options=maps.PROJECTIONS, style={"button_width": "70px"})
         self.centered = widgets.Checkbox(
             description="centered (minus the pool's mean delta)", indent=False, layout={"width": "310px"}
@@ -127,8 +114,7 @@ class Explorer(widgets.VBox):
         self._mark()
 
     def _guarded(self, handler, change) -> None:
-        """Run the handler of a control and show its errors above the map: a callback's go to JupyterLab's log, where
-        nobody looks."""
+        """Run a control's handler, its errors shown above the map: JupyterLab's log is where nobody looks."""
         try:
             handler()
         except (InputError, OSError) as error:
@@ -144,8 +130,7 @@ class Explorer(widgets.VBox):
         """Another layer or projection."""
         if not self.chosen:
             self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
-            self._clear()
-            return
+            return self._clear()
         layer, centered, projection = self.layer.value, self.centered.value, self.projection.value
         self.layer.continuous_update = projection == "PCA"  # t-SNE takes seconds: only where the slider is let go
         if projection == "t-SNE":
@@ -181,12 +166,11 @@ class Explorer(widgets.VBox):
 
     def _paint(self) -> None:
         """Show `self.view`, if there is one and it is of the probes that are ticked."""
-        if not (self.chosen and self.view):
-            return
-        with self.figure.batch_update():
-            self._change(*self._picture())
-            self._mark()
-        self.headline.value = self._headline()
+        if self.chosen and self.view:
+            with self.figure.batch_update():
+                self._change(*self._picture())
+                self._mark()
+            self.headline.value = self._headline()
 
     def _change(self, traces: dict[str, dict], layout: dict | None = None) -> None:
         """Change the figure in place, in one message: its traces by name, and its layout."""

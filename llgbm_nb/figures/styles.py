@@ -46,7 +46,7 @@ def domain_styles(domains: Iterable[str]) -> dict[str, tuple[str, str]]:
                     known[name] = _new_style(name, [style["colour"] for style in known.values()])
             text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
             try:
-                write_whole(FILE, lambda file: file.write(text.encode()))
+                write_whole(FILE, text)
             except OSError:
                 _unwritten.update(known)
     styles = {name: (known[name]["colour"], known[name]["marker"]) for name in names}

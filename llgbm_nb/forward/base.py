@@ -108,11 +108,8 @@ def base_folder(name: str) -> Path:
         return folder
     try:
         wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-        return Path(
-            snapshot_download(
-                name, cache_dir=HUB_CACHE, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]
-            )
-        )
+        unwanted = ["*/*", "consolidated*"]
+        return Path(snapshot_download(name, cache_dir=HUB_CACHE, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"cannot find the base model {name!r}: it is no folder here, and fetching it from the hub failed "
@@ -122,15 +119,11 @@ def base_folder(name: str) -> Path:
 
 
 def base_fingerprint(name: str, memo: Path | None = None) -> str:
-    """SHA-256 of what decides the base's hidden states: its configuration, weights, tokenizer and code of its own.
-
-    The model is not loaded for it; `memo` is as in `files_fingerprint`. Raises InputError as `base_folder` does.
+    """SHA-256 of what decides the base's hidden states: its configuration, weights, tokenizer and code of its own, read
+    without loading the model. `memo` is as in `files_fingerprint`. Raises InputError as `base_folder` does.
     """
-    kinds = {".json", ".safetensors", ".model", ".txt", ".py"}
-    folder = base_folder(name)
-    files = [
-        file for file in sorted(folder.iterdir()) if file.suffix in kinds and file.name != "generation_config.json"
-    ]
+    folder, kinds = base_folder(name), {".json", ".safetensors", ".model", ".txt", ".py"}
+    files = [f for f in sorted(folder.iterdir()) if f.suffix in kinds and f.name != "generation_config.json"]
     return files_fingerprint([*files, *shards_below(folder)], memo)
 
 
@@ -158,8 +151,7 @@ def quiet_transformers():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
             yield
     finally:
         transformers_logging.set_verbosity(level)

@@ -7,9 +7,6 @@ from ..collection.adapters import Adapter, check_tokenizer
 from ..errors import InputError, first_sentence
 from .base import BaseModel, quiet_transformers
 
-# What a fine-tune shares with its base. The rest of its config is its own, and it is measured with that.
-_SHARED = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
-
 
 def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool = False) -> torch.nn.Module:
     """The checkpoint as a causal LM in the base's dtype and on its device.
@@ -17,16 +14,18 @@ def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool =
     Raises InputError if it is not the base's architecture in the base's sizes, if weights are missing, left over or not
     finite, or if its tokenizer has tokens that the base's lacks. Pickled weights are refused.
     """
-    options = dict(trust_remote_code=trust_remote_code)
+    options = dict(trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True)
     try:
         with quiet_transformers():
             check_tokenizer(adapter, base.tokenizer)
-            config = AutoConfig.from_pretrained(adapter.path, **options)
-            _check_same(config, base.model.config)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                adapter.path, config=config, dtype=base.model.dtype, use_safetensors=True, output_loading_info=True,
-                **options,
-            )  # fmt: skip
+            config = AutoConfig.from_pretrained(adapter.path, trust_remote_code=trust_remote_code)
+            ours, theirs = config.get_text_config(), base.model.config.get_text_config()
+            for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):  # the rest may be its own
+                its, the_bases = getattr(ours, key, None), getattr(theirs, key, None)
+                if its != the_bases:
+                    raise InputError(f"it is no fine-tune of this base, where {key} is not {its} but {the_bases}")
+            options |= dict(config=config, dtype=base.model.dtype)
+            model, report = AutoModelForCausalLM.from_pretrained(adapter.path, **options)
     except InputError:
         raise
     except Exception as error:
@@ -38,11 +37,3 @@ def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool =
         if not torch.isfinite(parameter).all():
             raise InputError(f"its weights have values that are not finite, in {name}")
     return model.to(base.device).eval().requires_grad_(False)
-
-
-def _check_same(config, base) -> None:
-    config, base = config.get_text_config(), base.get_text_config()
-    for key in _SHARED:
-        ours, theirs = getattr(config, key, None), getattr(base, key, None)
-        if ours != theirs:
-            raise InputError(f"it is no fine-tune of this base, where {key} is not {ours} but {theirs}")

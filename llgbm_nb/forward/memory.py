@@ -8,14 +8,12 @@ import torch
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a layer frees for the next one, rather than hand it back and clear it anew each time.
-
-    It is up to 256 MiB, and saves up to 15 % of a pass. For the whole process; without glibc it does nothing.
+    """Have glibc keep what a layer frees (up to 256 MiB) for the next one, rather than hand it back and clear it anew:
+    it saves up to 15 % of a pass. For the whole process; without glibc it does nothing.
     """
     if mallopt := _of_glibc("mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        mallopt(trim_threshold, 256 * 2**20)
-        mallopt(mmap_threshold, 32 * 2**20)
+        mallopt(-1, 256 * 2**20)  # M_TRIM_THRESHOLD of malloc.h
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
 
 
 def hand_back_memory() -> None:

@@ -1,8 +1,7 @@
 """One adapter on the base through PEFT, and off again: the base comes back as it was, and that is checked.
 
 Wrapping the same base in a `PeftModel` again and again leaves earlier adapters' layers behind, so that an adapter with
-fewer target modules is measured with somebody else's. Here the base is unwrapped after each one, and its modules and
-the checksums of its parameters are compared with those from before.
+fewer target modules is measured with somebody else's.
 """
 
 import contextlib
@@ -33,9 +32,9 @@ IN_BATCHES = {"LORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "BOFT", "ADALORA"}
 def applied(model: torch.nn.Module, adapter: Adapter, before: tuple | None = None):
     """The `PeftModel` of `model`, a causal LM, which carries `adapter` in place for the length of the `with` block.
 
-    The adapter's weights are used in float32, as PEFT does. On leaving, the model is unwrapped. Raises InputError for
-    an adapter that cannot be used (the message says why), and BaseChanged, on leaving, if the base's config or modules
-    or the bits of its parameters are not what they were. `before` is the bare model's `base_state`, if it is known.
+    Its weights are used in float32, as PEFT does. Raises InputError for an adapter that cannot be used (the message
+    says why) and BaseChanged, on leaving, if the base's config or modules or the bits of its parameters are not what
+    they were. `before` is the bare model's `base_state`, if it is known.
     """
     before = before or base_state(model)
     modules, data = dict(model.named_modules()), [(p, p.data) for p in model.parameters()]
@@ -47,8 +46,6 @@ def applied(model: torch.nn.Module, adapter: Adapter, before: tuple | None = Non
         _restore(model, modules)  # PEFT's own unload would leave modules_to_save in place of the base's
         model.config.__dict__.clear()
         model.config.__dict__.update(settings)
-        for module in modules.values():
-            _unhook(module)
         for parameter, tensor in data:
             parameter.data = tensor
         with torch.no_grad():
@@ -73,18 +70,9 @@ def base_state(model: torch.nn.Module) -> tuple:
     return repr(model.config.to_dict()), modules, tuple((name, _checksum(tensor)) for name, tensor in tensors)
 
 
-def _unhook(module: torch.nn.Module) -> None:
-    """Take PEFT's hooks off; transformers has its own, which stay."""
-    for table in (module._forward_hooks, module._forward_pre_hooks):
-        for number, hook in list(table.items()):
-            if str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("peft"):
-                del table[number]
-
-
 def _checksum(tensor: torch.Tensor) -> int:
     flat = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-    whole = flat.numel() // 8 * 8
-    # 64-bit words summed with wrap-around: exact, and as fast as memory.
+    whole = flat.numel() // 8 * 8  # in 64-bit words, summed with wrap-around: exact, and as fast as memory
     return int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum())
 
 
@@ -102,24 +90,20 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     try:
         with warnings.catch_warnings(action="ignore"):
             result = set_peft_model_state_dict(wrapped, tensors)
-        asked = (PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, ""), "modules_to_save.")
-        parameters = dict(wrapped.named_parameters(remove_duplicate=False))
-        there = {id(each) for name, each in parameters.items() if name not in set(result.missing_keys)}
-        lacking = [key for key in result.missing_keys if id(parameters.get(key)) not in there]  # one under another name
-        missing = [key for key in lacking if ".default" in key and any(part in key for part in asked)]
-        bias = getattr(config, "bias", "none")
-        if bias != "none":
-            end = "bias" if bias == "all" else "base_layer.bias"
-            missing += [key for key in result.missing_keys if key.endswith(end)]
-        if missing:
-            raise InputError(f"its weights lack {len(missing)} tensors that its config asks for, such as {missing[0]}")
-        if result.unexpected_keys:
-            some = result.unexpected_keys
-            raise InputError(f"its weights hold {len(some)} tensors that have no place in the base, such as {some[0]}")
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"its weights do not fit the base: {_shape_reason(error)}") from error
+    except Exception as error:  # of torch's long list of wrong shapes, only the first is reported
+        wrong = [line.strip().rstrip(".") + "." for line in str(error).splitlines() if "size mismatch" in line]
+        raise InputError(f"its weights do not fit the base: {(wrong or [first_sentence(error)])[0]}") from error
+    asked = (PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, ""), "modules_to_save.")
+    parameters = dict(wrapped.named_parameters(remove_duplicate=False))
+    there = {id(each) for name, each in parameters.items() if name not in set(result.missing_keys)}
+    lacking = [key for key in result.missing_keys if id(parameters.get(key)) not in there]  # one under another name
+    missing = [key for key in lacking if ".default" in key and any(part in key for part in asked)]
+    if (bias := getattr(config, "bias", "none")) != "none":
+        missing += [key for key in result.missing_keys if key.endswith("bias" if bias == "all" else "base_layer.bias")]
+    if missing:
+        raise InputError(f"its weights lack {len(missing)} tensors that its config asks for, such as {missing[0]}")
+    if some := result.unexpected_keys:
+        raise InputError(f"its weights hold {len(some)} tensors that have no place in the base, such as {some[0]}")
     return wrapped.eval()
 
 
@@ -147,16 +131,14 @@ def read_config(adapter: Adapter) -> PeftConfig:
 
 
 def _restore(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> None:
-    """Put the modules back that PEFT has replaced, be it all of them or, after an error, some."""
+    """Put the modules back that PEFT has replaced, all or (after an error) some, and take its hooks off them."""
     for name, module in modules.items():
         if name and model.get_submodule(name) is not module:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module)
+        for table in (module._forward_hooks, module._forward_pre_hooks):
+            for number, hook in list(table.items()):  # transformers has its own, which stay
+                if str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("peft"):
+                    del table[number]
     if hasattr(model, "peft_config"):
         del model.peft_config
-
-
-def _shape_reason(error: Exception) -> str:
-    """Of torch's long list of mismatched shapes, the first line that names one."""
-    lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-    return lines[0].rstrip(".") + "." if lines else first_sentence(error)

@@ -37,20 +37,18 @@ def tokenize(tokenizer, probes: list[str], max_length: int = 256) -> list[list[i
 def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     """a(M) for tokenized probes: float32 (probes, layers + 1, hidden).
 
-    `model` is a transformers causal LM, adapted in place or not. Its body runs without the LM head, on batches of
-    BATCH_PROBES probes, padded on the right: under a causal mask, what follows a token cannot reach it.
-    Raises InputError naming probe and layer if a state is not finite.
+    `model` is a transformers causal LM, adapted in place or not. Its body runs without the LM head, on BATCH_PROBES
+    probes at a time, padded on the right: under a causal mask, what follows a token cannot reach it. Raises InputError
+    naming probe and layer if a state is not finite.
     """
-    body = body_of(model)
-    states = []
+    body, states = body_of(model), []
     for start in range(0, len(token_ids), BATCH_PROBES):
         group = token_ids[start : start + BATCH_PROBES]
         lengths = torch.tensor([len(tokens) for tokens in group])
         ids = pad_sequence([torch.tensor(tokens) for tokens in group], batch_first=True)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (probes, tokens)
-        out = body(
-            input_ids=ids.to(device), attention_mask=mask.long().to(device), output_hidden_states=True, use_cache=False
-        )
+        inputs = dict(input_ids=ids.to(device), attention_mask=mask.long().to(device))
+        out = body(**inputs, output_hidden_states=True, use_cache=False)
         rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
         states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
     result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
@@ -87,18 +85,13 @@ def noise_floor(base: BaseModel, token_ids: list[list[int]]) -> np.ndarray:
                 states[i] = row
         return np.mean(states, axis=0, dtype=np.float64)  # float64, so that only the model's rounding counts
 
-    usual = center([every])
-    ways = [center([[i] for i in every]), center([every[i : i + 2] for i in range(0, count, 2)]), center([every[::-1]])]
-    ways.append(center([every], crowd))
+    usual, pairs = center([every]), [every[i : i + 2] for i in range(0, count, 2)]
+    ways = [center([[i] for i in every]), center(pairs), center([every[::-1]]), center([every], crowd)]
     return np.max([np.linalg.norm(way - usual, axis=-1) for way in ways], axis=0)
 
 
 def check_finite(states: np.ndarray, layers, dtype: str) -> None:
     """Raises InputError naming probe and layer if one of `states` (probes, layers, hidden) is not finite."""
-    finite = np.isfinite(states).all(axis=-1)
-    if not finite.all():
-        probe, column = np.argwhere(~finite)[0]
-        raise InputError(
-            f"the hidden state of probe {probe + 1} at layer {layers[column]} is not finite "
-            f"(dtype {dtype.removeprefix('torch.')})"
-        )
+    for probe, column in np.argwhere(~np.isfinite(states).all(axis=-1)):  # the first one
+        where = f"probe {probe + 1} at layer {layers[column]} is not finite (dtype {dtype.removeprefix('torch.')})"
+        raise InputError(f"the hidden state of {where}")

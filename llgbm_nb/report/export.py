@@ -9,6 +9,7 @@
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from ..deltas import DeltaRun
@@ -28,20 +29,16 @@ def export_for_training(run: DeltaRun, checkpoint_dir: str | Path) -> tuple[Path
     deltas, found, config = Path(run.cache.cache_dir), run.delta_set, run.cache.config
     if not config:
         raise InputError(f"{shown(deltas)} is no cache any more; compute the deltas again")
-    if len(set(found.names)) < len(found):
-        name = next(name for name in found.names if found.names.count(name) > 1)
-        raise InputError(f"two adapters are called {name!r}; a trainer finds them by name, so give each its own")
+    if twice := [name for name, times in Counter(found.names).items() if times > 1]:
+        raise InputError(f"two adapters are called {twice[0]!r}; a trainer finds them by name, so give each its own")
     found.deltas()  # refuses if the cache has others by now
     tokenizer = load_tokenizer(run.settings.base_model, run.settings.trust_remote_code)
     ids = tokenize(tokenizer, list(found.probes), config["max_length"])
     probes = [{"text": text, "token_ids": tokens} for text, tokens in zip(found.probes, ids, strict=True)]
-    files = {entry["path"]: entry for entry in run.cache.entries().values()}
-    listed, checkpoints = {}, []
+    cached, listed, checkpoints = {entry["path"]: entry for entry in run.cache.entries().values()}, {}, []
     for name, path, domain, kind in zip(found.names, found.paths, found.domains, found.kinds, strict=True):
-        listed[name] = {
-            "adapter_path": path, "delta_file": files[path]["file"], "task": domain, "delta_norm": files[path]["norm"],
-            "probes_file": "probes.json", "num_probes": len(probes),
-        }  # fmt: skip
+        delta = {"delta_file": cached[path]["file"], "task": domain, "delta_norm": cached[path]["norm"]}
+        listed[name] = {"adapter_path": path, **delta, "probes_file": "probes.json", "num_probes": len(probes)}
         checkpoints.append({"name": name, "path": path, "task": domain, "kind": kind})
     manifests = Path(checkpoint_dir) / "manifest.json", deltas / "delta_manifest.json"
     if manifests[0].exists() and not _is_ours(manifests[0]):

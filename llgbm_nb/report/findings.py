@@ -22,22 +22,17 @@ from .parameters import versions
 
 @dataclass(frozen=True)
 class Findings:
-    """What `05_evidence` finds, for the summary and the page of a run; None: not looked at.
+    """What `05_evidence` finds, for the summary and the page of a run; None: not looked at."""
 
-    `score` is `analysis.silhouette` at the last layer, `by_layer` that of every layer, `soundness` the table of
-    `evidence.check_soundness`, `trust` that of `evidence.trust`, `methods` that of `evidence.compare_methods`, and
-    `tokens` that of `evidence.domain_tokens`.
-    """
-
-    score: Silhouette
-    by_layer: pd.Series
-    soundness: pd.DataFrame
+    score: Silhouette  # at the last layer
+    by_layer: pd.Series  # `analysis.silhouette_by_layer`
+    soundness: pd.DataFrame  # `evidence.check_soundness`, and so on
     trust: pd.DataFrame
     reliability: Reliability
     chance: Chance
     choice: Choice | None = None
-    tokens: pd.DataFrame | None = None
-    methods: pd.DataFrame | None = None
+    tokens: pd.DataFrame | None = None  # `evidence.domain_tokens`
+    methods: pd.DataFrame | None = None  # `evidence.compare_methods`
 
 
 def write_deltas(run: DeltaRun, folder: Path | None) -> str:
@@ -59,7 +54,6 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
         return "No output_dir is set, so no summary.json was written."
     score, by_layer, trust, chance = findings.score, findings.by_layer, findings.trust, findings.chance
     best = int(by_layer.idxmax()) if by_layer.notna().any() else None
-    reliability, flagged = findings.reliability, list(trust.index[trust["flagged"]])
     content = {
         "base_model": run.settings.base_model, "versions": versions(), "config": run.cache.config,
         "cache": shown(run.cache.cache_dir),
@@ -70,8 +64,8 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
             "at_best_layer": None if best is None else float(by_layer[best]), "note": score.note,
         },
         "trust": {
-            "least": _number(trust["ratio"].min()) if len(trust) else None, "flagged": flagged,
-            "split_half": _number(reliability.half), "reliability": _number(reliability.full),
+            "least": _number(trust["ratio"].min()), "flagged": list(trust.index[trust["flagged"]]),
+            "split_half": _number(findings.reliability.half), "reliability": _number(findings.reliability.full),
         },
         "chance": {
             "p": _number(chance.p), "interval": [_number(end) for end in chance.interval],
@@ -84,8 +78,8 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
         content["choice"] = dict(zip(("probes", "layer", "centered"), findings.choice.setting, strict=True))
         content["choice"] |= {key: getattr(findings.choice, key) for key in ("share", "picked", "held_out", "usual")}
     if findings.methods is not None:
-        rows = findings.methods.iterrows()
-        content["methods"] = {name: {key: _number(value) for key, value in row.items()} for name, row in rows}
+        rows = findings.methods.to_dict("index")
+        content["methods"] = {name: {key: _number(value) for key, value in row.items()} for name, row in rows.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "summary.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return "The run in numbers is in summary.json."

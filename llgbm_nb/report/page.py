@@ -44,9 +44,7 @@ PICTURES = {
     "signal": "Each probe set and layer. The brightest one is picked by its labels, and so flatters.",
     "probe_counts": "Fewer probes. Where the curve is still rising at its right end, more probes would help.",
 }
-FIRST = ("similarity", "similarity_by_domain", "silhouette", "silhouette_by_layer", "norms")
 HEATMAPS = ("similarity", "similarity_by_domain", "signal")
-FRAME = Path(__file__).with_name("page.html")
 
 
 def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
@@ -56,20 +54,20 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
     found, score = run.delta_set, findings.score
     finding = score.note or f"silhouette by domain {score.score:.2f}"
     failed = [record for record in run.records if record["status"] == "failed"]
-    title = f"{len(found):,} adapter{'' if len(found) == 1 else 's'} of {run.settings.base_model}"
+    title = _safe(f"{len(found):,} adapter{'' if len(found) == 1 else 's'} of {run.settings.base_model}")
     parts = [
-        f"<h1>{_safe(title)}</h1><p class=finding>{_safe(finding if len(found) else 'No adapter could be used.')}</p>",
+        f"<h1>{title}</h1><p class=finding>{_safe(finding if len(found) else 'No adapter could be used.')}</p>",
         _facts(run),
         "<h2>The map, layer by layer</h2>" + _map(found, findings.by_layer),
-        *(_pictures(folder, *FIRST) + _evidence(run, findings, folder) if len(found) else ()),
+        *(_evidence(run, findings, folder) if len(found) else ()),
         f"<h2>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
         "<h2>Is the run sound?</h2>" + _table(findings.soundness.reset_index()),
         "<h2>All adapters</h2>" + _adapters([r for r in run.records if r["status"] != "failed"], findings.trust),
         _links(folder),
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    frame = Template(FRAME.read_text(encoding="utf-8"))
-    write_whole(folder / "index.html", frame.substitute(title=_safe(title), body="\n".join(filter(None, parts))))
+    frame = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    write_whole(folder / "index.html", frame.substitute(title=title, body="\n".join(filter(None, parts))))
     return "The result on one page is in index.html."
 
 
@@ -79,40 +77,30 @@ def _safe(text) -> str:
 
 def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
     """The map with hover, a frame per layer and a slider; above it the silhouette by layer, `by_layer`."""
-    numbers = found.layer_numbers
+    numbers, frames, like = found.layer_numbers, [], None
     every = max(1, -(-len(found) * len(numbers) // POINTS))
-    frames, like = [], None
     for number in numbers[::-every]:  # from the last layer back, so that a map lies as the one above it
         like = view.view_of(found.deltas(number), found.domains, False, "PCA", like)
         frames.insert(0, _frame(found, like, number))
-    last, grid = frames[-1], dict(gridcolor="#e5e5e5", zeroline=False)
     curve = go.Scatter(
         x=list(by_layer.index), y=by_layer.tolist(), mode="lines", line_color="#808080", xaxis="x2", yaxis="y2",
         showlegend=False, hovertemplate="layer %{x}: %{y:.3f}<extra></extra>",
     )  # fmt: skip
     at_once = dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))
     steps = [dict(label=frame.name, method="animate", args=[[frame.name], at_once]) for frame in frames]
-    slider = dict(
-        active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="layer "), pad=dict(t=40),
-        transition=dict(duration=0),
-    )  # fmt: skip
-    figure = go.Figure([*last.data, curve], last.layout, frames)
-    figure.update_layout(
+    slider = dict(active=len(steps) - 1, steps=steps, currentvalue_prefix="layer ", pad_t=40, transition_duration=0)
+    few, grid = numbers[-1] - numbers[0] < 10, dict(gridcolor="#e5e5e5", zeroline=False)
+    return go.Figure([*frames[-1].data, curve], frames[-1].layout, frames).update_layout(
         template="none", height=640, autosize=True, hovermode="closest", margin=dict(l=60, r=20, t=40, b=20),
         title=dict(x=0, xref="paper", font_size=14), sliders=[slider],
-        legend=dict(
-            x=1.01, y=0.75, yanchor="top", itemclick=False, itemdoubleclick=False,
-            itemsizing="constant" if len(found) >= view.WEBGL else "trace",
-        ),
+        legend=dict(x=1.01, y=0.75, yanchor="top", itemclick=False, itemdoubleclick=False,
+                    itemsizing="constant" if len(found) >= view.WEBGL else "trace"),
         xaxis=dict(showticklabels=False, showline=True, **grid),
         yaxis=dict(showticklabels=False, showline=True, domain=[0, 0.78], **grid),
-        xaxis2=dict(
-            anchor="y2", range=[numbers[0], numbers[-1]], title_text="layer", title_standoff=2,
-            dtick=1 if numbers[-1] - numbers[0] < 10 else None, **grid,
-        ),
+        xaxis2=dict(anchor="y2", range=[numbers[0], numbers[-1]], title_text="layer", title_standoff=2,
+                    dtick=1 if few else None, **grid),
         yaxis2=dict(anchor="x2", domain=[0.9, 1], title_text="silhouette", nticks=4, **grid),
     )  # fmt: skip
-    return figure
 
 
 def _frame(found: DeltaSet, seen: view.View, number: int) -> go.Frame:
@@ -123,8 +111,7 @@ def _frame(found: DeltaSet, seen: view.View, number: int) -> go.Frame:
         x=[number], y=[seen.score.score], xaxis="x2", yaxis="y2", mode="markers", cliponaxis=False,
         marker=dict(color="#d00000", size=9), showlegend=False, hoverinfo="skip",
     )  # fmt: skip
-    note = seen.score.note
-    finding = view.plain(note) if note else f"silhouette by domain {seen.score.score:.3f}"
+    finding = view.plain(seen.score.note) or f"silhouette by domain {seen.score.score:.3f}"
     axes = [dict(title_text=title, range=limits) for title, limits in zip(seen.axes, ranges, strict=True)]
     layout = dict(title_text=f"Layer {number}: {finding}", xaxis=axes[0], yaxis=axes[1])
     return go.Frame(name=str(number), data=[*traces, mark], layout=layout)
@@ -133,12 +120,11 @@ def _frame(found: DeltaSet, seen: view.View, number: int) -> go.Frame:
 def _map(found: DeltaSet, by_layer: pd.Series) -> str:
     if len(found) < 2:
         return "<p>A map needs at least two adapters.</p>"
+    figure = layer_map(found, by_layer).to_json()
     return (
         "<p class=screen>Point at an adapter to see its name, its norm and what is nearest to it; move the slider to "
         "see the domains come together or fall apart.</p><p>Principal components of the deltas' directions.</p>"
-        "<div id=map></div>"
-        + _packed("figure", layer_map(found, by_layer).to_json())
-        + _packed("plotly", get_plotlyjs())
+        "<div id=map></div>" + _packed("figure", figure) + _packed("plotly", get_plotlyjs())
     )
 
 
@@ -154,29 +140,26 @@ def _facts(run: DeltaRun) -> str:
         "adapters": f"{len(run.delta_set)} with a delta, {run.count('failed')} that could not be used",
         "domains": tables.label_text(run.delta_set.domains).removeprefix("Domains: "),
         "probes": f"{config['num_probes']}, {config['probe_type']}; at most {config['max_length']} tokens",
-        "dtype": config["dtype"],
-        "versions": versions(),
-        "cache": shown(run.cache.cache_dir),
-    }
+        "dtype": config["dtype"], "versions": versions(), "cache": shown(run.cache.cache_dir),
+    }  # fmt: skip
     rows = "".join(f"<tr><th>{name}</th><td>{_safe(value)}</td></tr>" for name, value in facts.items())
     probes = "".join(f"<li><pre>{_safe(probe)}</pre></li>" for probe in config["probes"])
     return f"<table class=facts>{rows}</table><details><summary>the probes' texts</summary><ol>{probes}</ol></details>"
 
 
 def _evidence(run: DeltaRun, findings: Findings, folder: Path) -> list[str]:
-    """How far the pictures are to be trusted, where the signal is, and what else it could be had from."""
+    """The pictures, how far they are to be trusted, where the signal is, and what else it could be had from."""
     choice, tokens, methods = findings.choice, findings.tokens, findings.methods
-    parts = ["<h2>Is it rounding?</h2>", _text(trust_text(findings.trust)), *_pictures(folder, "trust")]
+    parts = _pictures(folder, "similarity", "similarity_by_domain", "silhouette", "silhouette_by_layer", "norms")
+    parts += ["<h2>Is it rounding?</h2>", _text(trust_text(findings.trust)), *_pictures(folder, "trust")]
     parts += ["<h2>Is it chance?</h2>", _text(chance_text(findings.chance)), *_pictures(folder, "chance")]
     parts.append(_text(reliability_text(findings.reliability, run.cache.config["num_probes"])))
     if choice is not None and choice.note != NOTHING:
         parts += ["<h2>Where the signal is</h2>", *_pictures(folder, "signal"), _text(choice_text(choice))]
         parts += _pictures(folder, "probe_counts")
     if tokens is not None and len(tokens):
-        parts += [
-            "<h2>What the domains make likelier, and less likely</h2>",
-            _table(tokens.reset_index(), "list tokens"),
-        ]
+        parts += ["<h2>What the domains make likelier, and less likely</h2>"]
+        parts += [_table(tokens.reset_index(), "list tokens")]
         parts.append(_text("Of the mean delta of each domain's adapters. " + tokens.attrs["note"]))
     if methods is not None and methods["adapters"].any():
         parts += ["<h2>Against the alternatives</h2>", _table(methods_table(methods).reset_index())]
@@ -189,7 +172,7 @@ def _text(text: str) -> str:
 
 
 def _pictures(folder: Path, *names: str) -> list[str]:
-    """Pictures of the folder in few colours, and what to see in each; without those that it lacks."""
+    """Those of the folder's pictures that there are, in few colours, and what to see in each."""
     return [_picture(file, PICTURES[name]) for name in names if (file := folder / f"{name}.png").exists()]
 
 
@@ -197,9 +180,8 @@ def _picture(file: Path, text: str) -> str:
     packed, heatmap = io.BytesIO(), file.stem in HEATMAPS
     with Image.open(file) as picture:
         # The usual way to pick colours gives a heatmap all of them, and none to the bar of domains at its edge.
-        way = Image.Quantize.MAXCOVERAGE if heatmap else Image.Quantize.MEDIANCUT
-        few = picture.convert("RGB").quantize(256 if heatmap else 32, method=way)
-        few.convert("RGB").save(packed, "WEBP", lossless=True, method=4)
+        how = (256, Image.Quantize.MAXCOVERAGE) if heatmap else (32, Image.Quantize.MEDIANCUT)
+        picture.convert("RGB").quantize(*how).convert("RGB").save(packed, "WEBP", lossless=True, method=4)
     source = f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
     return f'<figure><img alt="{file.stem}" src="{source}"><figcaption>{text}</figcaption></figure>'
 

@@ -31,11 +31,10 @@ def set_up(namespace: dict) -> SimpleNamespace:
 
 
 def check(namespace: dict) -> SimpleNamespace:
-    """The parameters found in a notebook's `globals()`, checked. Folders and files come back as absolute paths
-    (relative ones start at the project's root). `settings`, a `Settings` of those that it has, is added, and `probes`
-    where there is a `probe_type`.
+    """The parameters found in a notebook's `globals()`, checked, with absolute paths (relative ones start at ROOT).
 
-    Raises one InputError that lists everything that is wrong, unknown names that papermill injected among it.
+    `settings`, a `Settings` of those that it has, is added, and `probes` where there is a `probe_type`. Raises one
+    InputError that lists everything that is wrong, unknown names that papermill injected among it.
     """
     values, wrong = SimpleNamespace(), []
     for name in sorted(RULES.keys() & namespace.keys()):
@@ -67,48 +66,35 @@ def _unknown(namespace: dict) -> set[str]:
     """Names that papermill's injected cell assigns and no cell before it does (`In` holds the cells run so far)."""
     own, injected = set(), set()
     for source in namespace.get("In", []):
-        if source.startswith("# Parameters\n"):
-            injected |= _assigned(source)
-        elif not injected:
-            own |= _assigned(source)
+        is_injected = source.startswith("# Parameters\n")
+        if is_injected or not injected:
+            targets = [t for s in ast.parse(source).body if isinstance(s, ast.Assign) for t in s.targets]
+            (injected if is_injected else own).update(t.id for t in targets if isinstance(t, ast.Name))
     return injected - own
-
-
-def _assigned(source: str) -> set[str]:
-    targets = [t for s in ast.parse(source).body if isinstance(s, ast.Assign) for t in s.targets]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 # -- rules: each gives a value back, converted, or raises an InputError that says what it must be ----------------------
 
 
-def _text(value):
-    if not isinstance(value, str):
-        raise InputError("it must be a text")
+def _of(kind, what: str, value, above: float | None = None):
+    """A value of the type `kind`; a number is above `above`, finite, and neither True nor False."""
+    fits = isinstance(value, kind)
+    if not fits or above is not None and (isinstance(value, bool) or not above < value < math.inf):
+        raise InputError(f"it must be {what}")
     return value
+
+
+_text = partial(_of, str, "a text")
+_positive = partial(_of, int | float, "a number above 0", above=0)
+
+
+def _whole(low: int):
+    return partial(_of, int, f"a whole number, {low} or more", above=low - 1)
 
 
 def _choice(choices, value):
     if value not in choices:
         raise InputError(f"choose one of {', '.join(choices)}")
-    return value
-
-
-def _whole(low: int, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InputError(f"it must be a whole number, {low} or more")
-    return value
-
-
-def _positive(value):
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise InputError("it must be a number above 0")
-    return value
-
-
-def _yes_no(value):
-    if not isinstance(value, bool):
-        raise InputError("it must be True or False")
     return value
 
 
@@ -118,8 +104,7 @@ def _device(value):
     if value not in ("auto", "cpu"):
         import torch
 
-        there = torch.backends.mps.is_available if value == "mps" else torch.cuda.is_available
-        if not there():
+        if not (torch.backends.mps if value == "mps" else torch.cuda).is_available():
             raise InputError(f"this machine has no {value} that torch {torch.__version__} can use; take auto or cpu")
     return value
 
@@ -130,14 +115,11 @@ def _cluster(value):
     return value
 
 
-def _folder(value):
-    if not _text(value).strip():
+def _path(needed: bool, value):
+    if _text(value).strip():
+        return from_root(value)
+    if needed:
         raise InputError("it must name a folder")
-    return from_root(value)
-
-
-def _path_or_none(value):
-    return from_root(value) if _text(value).strip() else None
 
 
 def _each(rule, value):
@@ -157,19 +139,19 @@ def _names(value):
 
 _GROUPS = {
     "base_model adapter sentence_encoder": _text,
-    "checkpoint_dir cache_dir query_dir data teacher_dir": _folder,
-    "probe_file output_dir export_dir query": _path_or_none,
+    "checkpoint_dir cache_dir query_dir data teacher_dir": partial(_path, True),
+    "probe_file output_dir export_dir query": partial(_path, False),
     "probe_type": partial(_choice, PROBE_TYPES),
     "dtype": partial(_choice, DTYPES),
     "token_ranking": partial(_choice, RANKINGS),
     "device": _device,
     "cluster": _cluster,
-    "force_recompute trust_remote_code": _yes_no,
-    "adapters_per_pass soundness_sample precision_sample evidence_sample seed": partial(_whole, 0),
-    "max_length splits steps batch_size": partial(_whole, 1),
-    "max_tokens": partial(_whole, 2),
+    "force_recompute trust_remote_code": partial(_of, bool, "True or False"),
+    "adapters_per_pass soundness_sample precision_sample evidence_sample seed": _whole(0),
+    "max_length splits steps batch_size": _whole(1),
+    "max_tokens": _whole(2),
     "lr": _positive,
-    "rank": partial(_each, partial(_whole, 1)),
+    "rank": partial(_each, _whole(1)),
     "alpha": partial(_each, _positive),
     "targets": partial(_each, _text),
     "rslora dora": _names,

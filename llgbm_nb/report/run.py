@@ -93,8 +93,7 @@ def _execute(notebook: str, target: Path, parameters: dict) -> None:
     except papermill.PapermillExecutionError as error:
         raise InputError(f"{shown(source)} stopped: {error.ename}: {error.evalue}") from error
     except (DeadKernelError, CellTimeoutError) as error:
-        dead = isinstance(error, DeadKernelError)
-        reason = "its kernel died (out of memory?)" if dead else "a cell took too long"
+        reason = "a cell took too long" if isinstance(error, CellTimeoutError) else "its kernel died (out of memory?)"
         raise InputError(f"{shown(source)} stopped: {reason}; what was computed is kept, run again") from error
     finally:
         if target.exists():
@@ -119,11 +118,9 @@ def to_html(notebook: Path) -> Path:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True, exclude_output_prompt=True)
-    page, _ = exporter.from_filename(str(notebook))
-    page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
-    page = page.replace("</head>", f"<style>{_TABLES}</style></head>", 1)
+    page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', exporter.from_filename(str(notebook))[0])
     target = notebook.with_suffix(".html")
-    write_whole(target, page)
+    write_whole(target, page.replace("</head>", f"<style>{_TABLES}</style></head>", 1))
     return target
 
 
@@ -138,12 +135,11 @@ def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
     groups = {} if values.base_model else by_base(find_adapters(values.checkpoint_dir))
     if len(groups) < 2:
         return [(name, parameters)]
-    usual = _name(name, parameters, values).lstrip(".-")
+    usual, reports = _name(name, parameters, values).lstrip(".-"), []
     short = {base: re.sub(r"[^\w.-]+", "_", base.rstrip("/").rsplit("/", 1)[-1])[:60] for base in groups}
     times = Counter(label.lower() for label in short.values())
     owners = {adapter.name: base for base, adapters in groups.items() for adapter in adapters}
     print(f"{len(groups)} bases, a report for each:")
-    reports = []
     for base, adapters in groups.items():
         label = short[base]
         if times[label.lower()] > 1:
@@ -161,18 +157,14 @@ def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
 
 
 def _name(name: str, parameters: dict, values) -> str:
-    """The report's name that is given, checked; or what is run, in a few words.
-
-    The latter with a digest of the parameters where these are not the default ones.
-    """
-    if name and not re.fullmatch(r"\w[\w.-]*", name):
-        wanted = "it must be one folder name of letters, digits, '.', '_' and '-'"
-        raise InputError(f"the report's name is {name!r}; {wanted}")
+    """The name that is given, checked; or what is run, with a digest of parameters that are no default."""
     if name:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            wanted = "it must be one folder name of letters, digits, '.', '_' and '-'"
+            raise InputError(f"the report's name is {name!r}; {wanted}")
         return name
-    collection, usual = values.checkpoint_dir, defaults()
-    parts = [collection.stem if collection.is_file() else collection.name, values.probe_type]
-    parts.append(values.base_model.rstrip("/").rsplit("/", 1)[-1])
+    collection, base, usual = values.checkpoint_dir, values.base_model.rstrip("/").rsplit("/", 1)[-1], defaults()
+    parts = [collection.stem if collection.is_file() else collection.name, values.probe_type, base]
     chosen = {key: value for key, value in parameters.items() if value != usual.get(key) and key not in HOW}
     if set(chosen) - {"probe_type"}:
         parts.append(hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6])
@@ -187,10 +179,11 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     from ..forward.base import base_fingerprint  # these take seconds to import
     from ..uses.task_query import find_queries
 
-    program = [file for file in sorted(Path(__file__).parents[1].rglob("*")) if file.suffix in (".py", ".html")]
+    kinds = (".py", ".html", ".css", ".js")
+    program = [file for file in sorted(Path(__file__).parents[1].rglob("*")) if file.suffix in kinds]
     program += [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     program += [probe_file] if probe_file else []
-    program += [*find_queries(parameters["query"]).values()] if parameters.get("query") else []
+    program += find_queries(parameters["query"]).values() if parameters.get("query") else []
     if (encoder := parameters.get("sentence_encoder")) and from_root(encoder).is_dir():
         program += [file for file in from_root(encoder).rglob("*") if file.is_file()]
     state = [
@@ -223,7 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         reports = one_for_each_base(given.pop("run"), **given)
     except InputError as error:
-        return _failed(error)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
 
 
@@ -233,18 +227,13 @@ def _report(name: str, parameters: dict, one_of_several: bool) -> int:
     try:
         folder = run_report(name, **parameters)
     except InputError as error:
-        return _failed(error)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    points, refused = summary["soundness"], summary["failed"]
+    points, refused = summary["soundness"], [f"{path}: {reason}" for path, reason in summary["failed"].items()]
     if refused:
-        lines = [f"{path}: {reason}" for path, reason in refused.items()]
-        print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *lines, sep="\n  ")
+        print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *refused, sep="\n  ")
     failed = [name for name, point in points.items() if point["result"] == "FAIL"]
     print(f"soundness: {len(failed)} of {len(points)} points failed", *failed, sep=" · ")
     print(f"open {shown(folder)}/index.html")
     return 0
-
-
-def _failed(error: InputError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 1

@@ -17,7 +17,7 @@ def additivity_figure(pairs: pd.DataFrame):
     pairs = pairs[pairs["cosine"].notna()]
     if pairs.empty:
         return sentence("There is no pair of plain LoRA adapters with a domain, and with deltas, to show.")
-    figure, rows = new_figure(7, 0.27 * len(pairs) + 1.4), np.arange(len(pairs))
+    rows, figure = np.arange(len(pairs)), new_figure(7, 0.27 * len(pairs) + 1.4)
     axis = figure.add_subplot()
     axis.hlines(rows, pairs["single"], pairs["cosine"], color="#cccccc", linewidth=1.5, zorder=1)
     for kind, colour, label in (("within", BLUE, "the sum, one domain"), ("across", ORANGE, "the sum, two domains")):
@@ -29,17 +29,16 @@ def additivity_figure(pairs: pd.DataFrame):
     axis.set_yticks(rows, pairs["adapter"] + " + " + pairs["other"], fontsize=8)
     axis.tick_params(axis="y", length=0)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    nearer = f"{(pairs['cosine'] > pairs['single']).sum()} of {len(pairs)} pairs"
-    axis.set_title(f"The sum is nearer than either in {nearer}; median cosine {pairs['cosine'].median():.3f}")
+    nearer, median = (pairs["cosine"] > pairs["single"]).sum(), pairs["cosine"].median()
+    axis.set_title(f"The sum is nearer than either in {nearer} of {len(pairs)} pairs; median cosine {median:.3f}")
     sns.despine(figure, left=True)
     return figure
 
 
 def query_figure(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
-    """`query_cosines`' table: a row per query, a point per adapter, coloured by the adapter's domain.
+    """`query_cosines`' table: a row per query, a point per adapter, coloured by its domain, a ring about the nearest.
 
-    Of more than MANY adapters, a point per domain: its nearest one. `domains` are the columns', `truths` the rows'
-    {query: domain}; the nearest adapter of each query has a ring.
+    `domains` are the columns', `truths` {query: domain}. Of more than MANY adapters, each domain's nearest are shown.
     """
     if cosines.empty:
         return sentence("There is no query, or no adapter to compare it with.")
@@ -48,10 +47,9 @@ def query_figure(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
     figure = new_figure(7, 0.42 * len(cosines) + 1.4)
     axis = figure.add_subplot()
     for domain, (colour, marker) in own_styles.items():
-        mine = values[:, domains == domain]
-        mine = mine.max(axis=1, keepdims=True) if many else mine
-        rows_of = np.broadcast_to(rows[:, None], mine.shape)
-        axis.scatter(mine, rows_of, color=colour, marker=marker, s=34, alpha=0.8, linewidth=0, label=domain)
+        mine = values[:, domains == domain].max(axis=1, keepdims=True) if many else values[:, domains == domain]
+        at = np.broadcast_to(rows[:, None], mine.shape)
+        axis.scatter(mine, at, color=colour, marker=marker, s=34, alpha=0.8, linewidth=0, label=domain)
     labelled = domains != UNKNOWN
     nearest = np.where(labelled | ~labelled.any(), values, -np.inf).argmax(axis=1)
     axis.scatter(values[rows, nearest], rows, facecolor="none", edgecolor="black", s=90, linewidth=1)
@@ -76,7 +74,7 @@ def merge_figure(merge: dict | str):
         return sentence(merge)
     if len(merge["adapters"]) != 2:
         return sentence("The map of a merge is of two adapters.")
-    parts, measured = np.asarray(merge["weights"])[:, None] * merge["singles"].astype(np.float64), merge["measured"]
+    parts, measured = merge["singles"].astype(np.float64), merge["measured"]
     if not np.all(np.linalg.norm(parts, axis=1)):  # (2, hidden)
         return sentence("One of the two deltas is zero: they span no plane.")
     axes, _ = np.linalg.qr(parts.T)
@@ -86,10 +84,9 @@ def merge_figure(merge: dict | str):
     figure = new_figure(7, 4)
     axis = figure.add_subplot()
     axis.plot(*np.array([ends[0], total, ends[1]]).T, color=GREY, linewidth=1, linestyle="--", zorder=1)
-    for end, name, below in zip(ends, merge["adapters"], (True, False), strict=True):
+    for end, name, place, side in zip(ends, merge["adapters"], ((0, -8), (0, 8)), ("top", "bottom"), strict=True):
         axis.annotate("", end, (0, 0), arrowprops=dict(arrowstyle="-|>", color="#333333", lw=1.4, shrinkA=0, shrinkB=0))
-        place = dict(xytext=(0, -8), va="top") if below else dict(xytext=(0, 8), va="bottom")
-        axis.annotate(name, end, textcoords="offset points", ha="center", fontsize=9, **place)
+        axis.annotate(name, end, place, textcoords="offset points", ha="center", va=side, fontsize=9)
     axis.scatter(0, 0, color="black", s=30, zorder=3)
     axis.annotate("base", (0, 0), (-8, 0), textcoords="offset points", ha="right", va="center", fontsize=9)
     axis.scatter(*total, facecolor="white", edgecolor=BLUE, s=110, linewidth=1.6, zorder=3, label="the sum says")

@@ -41,8 +41,7 @@ def read_pairs(path: str | Path) -> list[dict]:
 def find_data_files(data: str | Path) -> list[Path]:
     """The data files in a folder (`{domain}.json`), sorted, or the one file. Raises InputError if there is none."""
     data = Path(data)
-    files = sorted(data.glob("*.json")) if data.is_dir() else [data] if data.is_file() else []
-    if not files:
+    if not (files := sorted(data.glob("*.json")) if data.is_dir() else [data] * data.is_file()):
         raise InputError(f"there is no data file {shown(data)}: give a JSON file of pairs, or a folder of such files")
     return files
 
@@ -66,17 +65,15 @@ def train_lora(
 ) -> tuple[dict[str, torch.Tensor], LoraConfig, list[float]]:  # fmt: skip
     """Train one LoRA adapter on `pairs` with AdamW and a linearly falling learning rate.
 
-    The base `model` is wrapped for the training and handed back unwrapped, its weights untouched. Returns the adapter's
-    tensors in bfloat16 (PEFT's names), its config, and the loss of every step. Raises InputError if the loss diverges.
+    The base `model` is handed back unwrapped, its weights untouched. Returns the adapter's tensors in bfloat16 (PEFT's
+    names), its config, and the loss of every step. Raises InputError if the loss diverges.
     """
     torch.manual_seed(seed)
     shuffler, queue, losses = random.Random(seed), [], []
-    encoded = [encode(tokenizer, pair, max_tokens) for pair in pairs]
-    adapted = get_peft_model(model, config)
+    encoded, adapted = [encode(tokenizer, pair, max_tokens) for pair in pairs], get_peft_model(model, config)
     try:
         adapted.train()
-        trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
         for step in range(steps):
             while len(queue) < batch_size:
                 queue += shuffler.sample(encoded, len(encoded))
@@ -107,7 +104,7 @@ def _batch(encoded: list[tuple[list[int], list[int]]], device) -> dict[str, torc
 def train_teacher(folder: Path, base: BaseModel, pairs: list[dict], config: LoraConfig, task: str, about: dict, **how):
     """Train one teacher and write its folder, its config last: without one, it is trained again.
 
-    `about` is what training.json says beside `how`, the options of `train_lora`; its `base` is the base's name.
+    training.json says `about`, with the name of the `base`, and `how`, the options of `train_lora`.
     """
     with quiet_transformers():
         tensors, config, losses = train_lora(base.model, base.tokenizer, pairs, config, **how)
@@ -129,9 +126,9 @@ def train_teachers(
     """Train `splits` teachers for every data file, on disjoint parts of equal size; its name is their domain.
 
     Teachers that are there are kept. `rank`, `alpha` and `targets` (a key of TARGETS, or module names with commas) are
-    one value or a list with one per split. `rslora` and `dora` name the teachers that use these variants.
-    `on_teacher(record)` is called after each. Returns one record per teacher: its training.json with `name`, `domain`
-    and `status` ("trained" or "kept"). Raises InputError for unusable files or values.
+    one value, or a list of one per split. `rslora` and `dora` name teachers of these variants. After each,
+    `on_teacher(record)` is called. Returns the records: a teacher's training.json with `name`, `domain` and `status`
+    ("trained" or "kept"). Raises InputError for unusable files or values.
     """
     each, base, records = {"rank": rank, "alpha": alpha, "targets": targets}, None, []
     for name, value in each.items():
@@ -146,22 +143,21 @@ def train_teachers(
         for k in range(splits):
             name, own = f"{file.stem}-{k + 1}", {key: values[k] for key, values in each.items()}
             folder = Path(teacher_dir) / file.stem / name
-            kept = (folder / "adapter_config.json").exists()
-            if not kept:
+            if not (kept := (folder / "adapter_config.json").exists()):
                 base = base or load_base(base_model, "bfloat16")
                 config = LoraConfig(
                     r=own["rank"], lora_alpha=own["alpha"], use_rslora=name in rslora, use_dora=name in dora,
                     target_modules=TARGETS.get(own["targets"]) or own["targets"].split(","), task_type="CAUSAL_LM",
                 )  # fmt: skip
                 variant = "rsLoRA" if name in rslora else "DoRA" if name in dora else "LoRA"
-                about = {"base": base_model, "variant": variant} | own
-                about |= {"data": file.name, "split": f"{k + 1} of {splits}", "pairs": size}
+                about = {"base": base_model, "variant": variant, **own, "data": file.name}
+                about |= {"split": f"{k + 1} of {splits}", "pairs": size}
                 train_teacher(
                     folder, base, pairs[k * size : (k + 1) * size], config, file.stem, about,
                     steps=steps, lr=lr, batch_size=batch_size, max_tokens=max_tokens, seed=seed + k,
                 )  # fmt: skip
-            status, how = "kept" if kept else "trained", json.loads((folder / "training.json").read_bytes())
-            records.append({"name": name, "domain": file.stem, "status": status, **how})
+            record = {"name": name, "domain": file.stem, "status": "kept" if kept else "trained"}
+            records.append(record | json.loads((folder / "training.json").read_bytes()))
             if on_teacher:
                 on_teacher(records[-1])
     return records
@@ -170,10 +166,10 @@ def train_teachers(
 def table(records: list[dict]) -> pd.DataFrame:
     """`train_teachers`' records for people; a loss is the mean over the first or the last quarter of the steps."""
     frame = pd.DataFrame(records).set_index("name")
-    frame["first loss"] = [np.mean(each[: max(1, len(each) // 4)]) for each in frame["losses"]]
-    frame["last loss"] = [np.mean(each[-max(1, len(each) // 4) :]) for each in frame["losses"]]
-    columns = ["domain", "variant", "rank", "alpha", "targets", "split", "pairs", "steps", "lr"]
-    return frame[[*columns, "first loss", "last loss", "status"]].round({"first loss": 2, "last loss": 2})
+    frame["first loss"] = [round(np.mean(each[: max(1, len(each) // 4)]), 2) for each in frame["losses"]]
+    frame["last loss"] = [round(np.mean(each[-max(1, len(each) // 4) :]), 2) for each in frame["losses"]]
+    return frame[["domain", "variant", "rank", "alpha", "targets", "split", "pairs", "steps", "lr",
+                  "first loss", "last loss", "status"]]  # fmt: skip
 
 
 def about_losses(records: list[dict]) -> str:

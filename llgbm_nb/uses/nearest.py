@@ -1,4 +1,4 @@
-"""Who is nearest to an adapter, or to any delta, and which adapters are one and the same.
+"""Who is nearest to an adapter, and which adapters are one and the same.
 
 By the cosine of their deltas, exactly: one product with all directions answers 10,000 adapters of hidden size 576 in a
 few milliseconds, so that an approximate index would save nothing that is felt. What adapters are for is unknown here.
@@ -26,25 +26,16 @@ def nearest_to(delta_set: DeltaSet, name: str = "", k: int = 5, layer: int = -1)
     Without a `name` it is the set's first adapter; the index says which, and counts from 1. Raises InputError for a
     name that no adapter has, or a layer that was not computed.
     """
-    if not name and not len(delta_set):
-        return _neighbours(delta_set, [], np.zeros(0), name)
-    own = number_of(delta_set, name) if name else 0
-    return _neighbours(delta_set, *nearest(directions(delta_set.deltas(layer)), k, own), delta_set.names[own])
-
-
-def nearest_to_delta(delta_set: DeltaSet, delta: np.ndarray, k: int = 5, layer: int = -1) -> pd.DataFrame:
-    """The same for any delta, float (hidden,), such as a query's or the sum of several."""
-    return _neighbours(delta_set, *nearest(directions(delta_set.deltas(layer)), k, np.asarray(delta)), "it")
-
-
-def _neighbours(found: DeltaSet, order: Sequence[int], cosines: np.ndarray, name: str) -> pd.DataFrame:
-    of_each = {"neighbour": found.names, "domain": found.domains, "kind": found.kinds}
+    name, order, cosines = name or next(iter(delta_set.names), ""), [], np.zeros(0)
+    if name:
+        order, cosines = nearest(directions(delta_set.deltas(layer)), k, number_of(delta_set, name))
+    of_each = {"neighbour": delta_set.names, "domain": delta_set.domains, "kind": delta_set.kinds}
     columns = {column: [values[i] for i in order] for column, values in of_each.items()} | {"cosine": cosines}
     return pd.DataFrame(columns, pd.RangeIndex(1, len(order) + 1, name=f"nearest to {name}"))
 
 
 def number_of(delta_set: DeltaSet, name: str) -> int:
-    """The index of an adapter. Raises InputError for a name that none has, with those that are spelt like it."""
+    """An adapter's index. Raises InputError for a name that none has, with those that are spelt like it."""
     if name not in delta_set.names:
         alike = get_close_matches(name, delta_set.names, n=3)
         hint = f"did you mean {' or '.join(alike)}?" if alike else "see the names in 03_teacher_deltas"
@@ -52,17 +43,14 @@ def number_of(delta_set: DeltaSet, name: str) -> int:
     return delta_set.names.index(name)
 
 
-def near_duplicates(
-    delta_set: DeltaSet, threshold: float = 0.999, fingerprints: Sequence[str | None] = ()
-) -> pd.DataFrame:
+def near_duplicates(found: DeltaSet, threshold: float = 0.999, fingerprints: Sequence[str | None] = ()) -> pd.DataFrame:
     """Pairs of adapters that are one and the same, or nearly: columns adapter, other, cosine, norm ratio, why.
 
     `why` is "same files" where the `fingerprints` of the files are equal (see below; None: not known), else "same
-    direction": the cosine of the deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's.
-    Cosines are formed BLOCK rows at a time. If there are more pairs than PAIRS, as in a collection of copies, those of
-    the first adapters are given, and `attrs["more"]` is True.
+    direction": the cosine of the deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's. If
+    there are more pairs than PAIRS, as in a collection of copies, those of the first ones; `attrs["more"]` is True.
     """
-    deltas, names, copies = delta_set.deltas(), delta_set.names, {}
+    deltas, names, copies = found.deltas(), found.names, {}
     norms, rows = np.linalg.norm(deltas.astype(np.float64), axis=1), directions(deltas)
     for number, fingerprint in enumerate(fingerprints):
         if fingerprint is not None:
@@ -75,10 +63,8 @@ def near_duplicates(
         cosines = rows[start : start + BLOCK] @ rows[start:].T  # each pair once: with what comes after
         for i, j in np.argwhere(np.triu(cosines > threshold, k=1))[: PAIRS + 1].tolist():
             why.setdefault((start + i, start + j), "same direction")
-    pairs = [
-        (names[i], names[j], rows[i] @ rows[j], norms[j] / norms[i] if norms[i] else np.nan, why[i, j])
-        for i, j in sorted(why)[:PAIRS]
-    ]
+    pairs = [(names[i], names[j], rows[i] @ rows[j], norms[j] / norms[i] if norms[i] else np.nan, why[i, j])
+             for i, j in sorted(why)[:PAIRS]]  # fmt: skip
     frame = pd.DataFrame(pairs, columns=["adapter", "other", "cosine", "norm ratio", "why"])
     frame.attrs["more"] = len(why) > PAIRS
     return frame

@@ -24,10 +24,7 @@ from .finetune import TARGETS, find_data_files, read_pairs, train_teacher
 
 
 def find_queries(query: str | Path) -> dict[str, Path]:
-    """{name: file} of a folder of query files (`{domain}-{task}.json`), or of the one file.
-
-    Raises InputError if there is none.
-    """
+    """{name: file} of a folder of query files (`{domain}-{task}.json`), or of the one file; InputError without any."""
     return {file.stem: file for file in find_data_files(query)}
 
 
@@ -45,9 +42,8 @@ def task_adapter(
     """The small LoRA adapter that a short fine-tune on a file of pairs gives: its folder, as PEFT saves it.
 
     It is `<folder>/<digest of the pairs, the base's files and the settings>/`, so it is trained once: in float32 on
-    `base`, which is `base_model` loaded (None: loaded here, if needed), with alpha twice the rank. Of a base that lacks
-    modules of the names "attention" stands for, all linear layers are trained. Raises InputError if the file cannot be
-    used, or the base has no such `targets`.
+    `base`, `base_model` loaded (None: loaded if needed), with alpha twice the rank. Of a base without modules that
+    "attention" stands for, all linear layers are trained. Raises InputError for an unusable file or unknown `targets`.
     """
     pairs = read_pairs(pairs_file)
     how = dict(steps=steps, lr=lr, batch_size=batch_size, max_tokens=max_tokens, seed=seed)
@@ -70,10 +66,10 @@ def task_adapter(
 def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path]) -> np.ndarray:
     """The deltas of query adapters, {name: folder}, measured as the run's were: float32 (queries, hidden).
 
-    They are kept in `queries/` beside the run's cache: in the cache itself they would be taken for adapters of the
-    collection. Raises InputError naming an adapter that cannot be measured.
+    They are kept in `queries/` beside the run's cache, where they would be taken for adapters of the collection. Raises
+    InputError naming an adapter that cannot be measured.
     """
-    folders = [str(folder) for folder in queries.values()]
+    folders = [*map(str, queries.values())]
     if not folders:
         return np.zeros((0, run.delta_set.base.shape[-1]), np.float32)
     adapters = [Adapter(folder, Path(folder).name) for folder in dict.fromkeys(folders)]
@@ -82,14 +78,13 @@ def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path]) -> np.ndarray
     for record in queried.records:
         if record["status"] == "failed":
             raise InputError(f"the query's adapter {shown(record['path'])} has no delta: {record['reason']}")
-    measured = dict(zip(queried.delta_set.paths, queried.delta_set.deltas(), strict=True))
-    return np.array([measured[folder] for folder in folders])
+    return queried.delta_set.deltas()[[queried.delta_set.paths.index(folder) for folder in folders]]
 
 
 def query_cosines(run: DeltaRun, queries: Mapping[str, str | Path], centered: bool = False) -> pd.DataFrame:
-    """Cosine of each query's delta with each adapter's: a row per query, a column per adapter of the run.
+    """Cosine of each query's delta (see `query_deltas`) with each adapter's: a row per query, a column per adapter.
 
-    `centered`: of both, minus the pool's mean delta. The rest is as in `query_deltas`.
+    `centered`: of both, minus the pool's mean delta.
     """
     asked, pool = query_deltas(run, queries), run.delta_set.deltas()
     if centered and len(pool):
@@ -101,25 +96,22 @@ def query_cosines(run: DeltaRun, queries: Mapping[str, str | Path], centered: bo
 def query_accuracy(
     run: DeltaRun, queries: Mapping[str, str | Path], truths: Mapping[str, str], centered: bool = False
 ) -> pd.DataFrame:
-    """Whether each query's nearest adapter is of its own domain: a row per query.
+    """Whether each query's nearest adapter is of its own domain, `truths` {query: domain}: a row per query.
 
-    `truths` is {query: domain}; the rest is as in `query_cosines`. Columns: domain (the true one), nearest, its domain,
-    right, `own` and `other` (the best cosine with an adapter of the true domain, and of another), `chance` (the share
-    of adapters that are of the true domain). Adapters without a label are left out. Of a domain that no adapter has,
-    nothing can be found: `right` is None.
+    Columns: domain (the true one), nearest, its domain, right, `own` and `other` (the best cosine with an adapter of
+    the true domain, and of another), `chance` (the share of adapters of the true domain). Adapters without a label are
+    left out. Of a domain that no adapter has, nothing can be found: `right` is None.
     """
-    found, rows = run.delta_set, []
-    domains = np.asarray(found.domains, dtype=object)
+    found, domains, rows = run.delta_set, np.asarray(run.delta_set.domains, dtype=object), []
     labelled = domains != UNKNOWN
     for query, cosines in query_cosines(run, queries, centered).iterrows():
         truth, cosines = truths[query], cosines.to_numpy(dtype=float)
         own, other = labelled & (domains == truth), labelled & (domains != truth)
         best = int(np.argmax(np.where(labelled, cosines, -np.inf))) if labelled.any() else None
         nearest = (None, None) if best is None else (found.names[best], domains[best])
-        scores = (bool(own[best]), cosines[own].max()) if own.any() else (None, np.nan)
-        chance = own.sum() / labelled.sum() if own.any() else np.nan
-        of_another = cosines[other].max() if other.any() else np.nan
-        rows.append((query, truth, *nearest, *scores, of_another, chance))
+        right, chance = (bool(own[best]), own.sum() / labelled.sum()) if own.any() else (None, np.nan)
+        scores = [cosines[group].max() if group.any() else np.nan for group in (own, other)]
+        rows.append((query, truth, *nearest, right, *scores, chance))
     columns = ["query", "domain", "nearest", "its domain", "right", "own", "other", "chance"]
     return pd.DataFrame(rows, columns=columns).set_index("query")
 
@@ -127,11 +119,10 @@ def query_accuracy(
 def accuracy_text(accuracy: pd.DataFrame) -> str:
     """`query_accuracy` in a line: how many of the queries found their domain, and how many would by chance."""
     counted = accuracy[accuracy["right"].notna()]
-    lost = len(accuracy) - len(counted)
+    lost, right = len(accuracy) - len(counted), int(counted["right"].astype(bool).sum())
     left_out = f" {lost} of a domain that no adapter here has are not counted." if lost else ""
     if not len(counted):
         return f"No query can be scored.{left_out}"
-    right = int(counted["right"].astype(bool).sum())
     return (
         f"{right} of {len(counted)} queries have an adapter of their own domain nearest: top-1 accuracy "
         f"{100 * right / len(counted):.0f} %, by chance {100 * counted['chance'].mean():.0f} %.{left_out}"

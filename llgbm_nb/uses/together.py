@@ -37,50 +37,44 @@ def applied_together(model, adapters: Sequence[Adapter], before: tuple | None = 
     that cannot be used, and BaseChanged, on leaving, if the base is not what it was.
     """
     with applied(model, adapters[0], before) as wrapped:
-        names = ["default", *(f"with{number}" for number in range(1, len(adapters)))]
-        for name, adapter in zip(names[1:], adapters[1:], strict=True):
-            _load(wrapped, name, adapter)
-        wrapped.base_model.set_adapter(names, inference_mode=True)
+        for number, adapter in enumerate(adapters[1:], start=1):
+            tensors, config, name = adapter.read_tensors(), read_config(adapter), f"with{number}"
+            config.inference_mode = True
+            try:
+                with warnings.catch_warnings(action="ignore"):
+                    wrapped.add_adapter(name, config)
+                    result = set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
+            except Exception as error:
+                raise InputError(f"{adapter.name} cannot be put beside the other: {first_sentence(error)}") from error
+            if wrong := [key for key in result.missing_keys if f".{name}." in f"{key}."] + result.unexpected_keys:
+                raise InputError(f"the weights of {adapter.name} do not fit its {CONFIG}: {wrong[0]}")
+        wrapped.base_model.set_adapter([*wrapped.peft_config], inference_mode=True)
         yield wrapped.eval()
 
 
-def _load(wrapped: PeftModel, name: str, adapter: Adapter) -> None:
-    tensors, config = adapter.read_tensors(), read_config(adapter)
-    config.inference_mode = True
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            wrapped.add_adapter(name, config)
-            result = set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
-    except Exception as error:
-        raise InputError(f"{adapter.name} cannot be put beside the other: {first_sentence(error)}") from error
-    if wrong := [key for key in result.missing_keys if f".{name}." in f"{key}."] + result.unexpected_keys:
-        raise InputError(f"the weights of {adapter.name} do not fit its {CONFIG}: {wrong[0]}")
+def _measure_on(base: BaseModel, run: DeltaRun) -> Callable[..., np.ndarray]:
+    """`delta(adapters, change)`: the delta of all `adapters` at once on `base`, float32 (hidden,), on the run's probes.
 
+    It is measured after `change(wrapped)`, if given, with the base in float32. Raises InputError if they cannot be used
+    so, BaseChanged if the base is lost.
+    """
+    found, before = run.delta_set, base_state(base.model)
+    ids, layer = tokenize(base.tokenizer, list(found.probes), run.settings.max_length), found.layer_numbers[-1]
+    plain = last_token_states(base.model, ids, base.device)[:, layer]
 
-class _Probed:
-    """A base, in float32, with its own states on a run's probes: for the deltas of what is put on it."""
-
-    def __init__(self, run: DeltaRun, base: BaseModel):
-        self._base, self._layer = base, run.delta_set.layer_numbers[-1]
-        self._ids = tokenize(base.tokenizer, list(run.delta_set.probes), run.settings.max_length)
-        self._states = last_token_states(base.model, self._ids, base.device)
-        self._before = base_state(base.model)
-
-    def delta(self, adapters: Sequence[Adapter], change: Callable[[PeftModel], object] | None = None) -> np.ndarray:
-        """The delta of all `adapters` at once, after `change(wrapped)`: float32 (hidden,).
-
-        Raises InputError if they cannot be used so, BaseChanged if the base is lost.
-        """
+    def delta(adapters: Sequence[Adapter], change: Callable[[PeftModel], object] | None = None) -> np.ndarray:
         try:
-            with applied_together(self._base.model, adapters, self._before) as wrapped:
+            with applied_together(base.model, adapters, before) as wrapped:
                 if change:
                     change(wrapped)
-                states = adapted_states(wrapped.eval(), self._ids, self._base.device)
+                states = adapted_states(wrapped.eval(), ids, base.device)
         except (InputError, BaseChanged):
             raise
         except Exception as error:  # whatever PEFT and torch raise for adapters that do not go together
             raise InputError(f"{type(error).__name__}: {first_sentence(error)}") from error
-        return mean_over_probes(states[:, self._layer] - self._states[:, self._layer])
+        return mean_over_probes(states[:, layer] - plain)
+
+    return delta
 
 
 def additivity(
@@ -89,19 +83,18 @@ def additivity(
     """How far the delta of two adapters at once is the sum of their deltas, a row per pair.
 
     Columns: adapter, other, kind ("within" a domain or "across" two), `cosine` of Delta(A+B) and the sum, `single`: the
-    larger of the cosines of Delta(A+B) with Delta(A) and Delta(B), the yardstick that the sum has to beat, `error`
-    ||Delta(A+B) - sum|| / ||sum||, and `reason` if a pair could not be measured. `pairs` are names; None draws up to
-    `per_kind` of either kind among plain LoRA adapters that have a domain. `base` is `run.load_base()`, the same bits
-    afterwards. Raises InputError for an unknown name, BaseChanged if the base could not be brought back.
+    larger cosine of Delta(A+B) with Delta(A) or Delta(B), which the sum has to beat, `error` ||Delta(A+B) - sum|| /
+    ||sum||, and `reason` if a pair could not be measured. `pairs` are names; None draws up to `per_kind` of either kind
+    among plain LoRA adapters that have a domain. `base` is `run.load_base()`, the same bits afterwards. Raises
+    InputError for an unknown name, BaseChanged if the base could not be brought back.
     """
-    found, rows = run.delta_set, []
-    deltas, adapters = found.deltas().astype(np.float64), found.adapters
+    found, deltas, adapters, rows = run.delta_set, run.delta_set.deltas().astype(np.float64), run.delta_set.adapters, []
     chosen = _pairs(found, per_kind, seed) if pairs is None else [[number_of(found, n) for n in p] for p in pairs]
-    probed = _Probed(run, base) if chosen else None
+    measure = _measure_on(base, run) if chosen else None
     for i, j in chosen:
-        numbers, reason = (np.nan, np.nan, np.nan), ""
+        numbers, reason = [np.nan] * 3, ""
         try:
-            both, total = probed.delta([adapters[i], adapters[j]]), deltas[i] + deltas[j]
+            both, total = measure([adapters[i], adapters[j]]), deltas[i] + deltas[j]
             if not np.any(total):
                 raise InputError("their deltas add up to zero")
             numbers = _cosine(both, total), max(_cosine(both, deltas[i]), _cosine(both, deltas[j])), _error(both, total)
@@ -116,7 +109,7 @@ def additivity_text(pairs: pd.DataFrame) -> str:
     """`additivity` in lines: what the sum is worth here, and every pair that could not be measured, with its reason."""
     measured, lines = pairs[pairs["error"].notna()], []
     if len(measured):
-        nearer = int((measured["cosine"] > measured["single"]).sum())
+        nearer = (measured["cosine"] > measured["single"]).sum()
         lines.append(f"The sum is nearer to both at once than either alone in {nearer} of {len(measured)} pairs.")
     for kind, errors in measured.groupby("kind", sort=False)["error"]:
         where = f"{'Within a domain' if kind == 'within' else 'Across domains'} ({len(errors)} measured)"
@@ -125,35 +118,29 @@ def additivity_text(pairs: pd.DataFrame) -> str:
     return "\n".join(lines) or "There are no two plain LoRA adapters that have a domain."
 
 
-def merge_check(
-    run: DeltaRun, base: BaseModel, names: Sequence[str], weights: Sequence[float] | None = None,
-    combination_type: str = "cat",
-) -> dict:  # fmt: skip
+def merge_check(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dict:
     """LoRA adapters merged with PEFT's `add_weighted_adapter`, against the sum of their deltas.
 
-    With "cat" the merged adapter's change of the weights is exactly the weighted sum of the changes; with "linear"
-    (equal ranks only) A and B are summed each by itself, which adds cross terms. `weights` default to 1. With rsLoRA in
-    the first place, PEFT 0.21 makes the merge sqrt(rank) times too large (its pull request 3449), and that shows here.
-    The dict has adapters, weights, combination_type, singles (their deltas, float32 (adapters, hidden)), predicted and
-    measured (float32 (hidden,)), the `cosine` of these two, and `error`, ||measured - predicted|| / ||predicted||.
-    Raises InputError for an unknown name or what PEFT cannot merge, BaseChanged if the base could not be brought back.
+    With its "cat", the merged adapter's change of the weights is exactly the sum of the changes. The dict has adapters,
+    singles (their deltas, float32 (adapters, hidden)), predicted and measured (float32 (hidden,)), the `cosine` of
+    these two, and `error`, ||measured - predicted|| / ||predicted||. Raises InputError for an unknown name or what PEFT
+    cannot merge, BaseChanged if the base could not be brought back.
     """
-    found, weights = run.delta_set, [1.0] * len(names) if weights is None else list(weights)
-    numbers = [number_of(found, name) for name in names]
-    if not names or len(set(names)) < len(names) or len(weights) != len(names):
-        wrong = f"cannot merge {list(names)} with weights {weights}"
-        raise InputError(f"{wrong}; give different names, one weight for each")
+    found, numbers = run.delta_set, [number_of(run.delta_set, name) for name in names]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"cannot merge {list(names)}; give different names")
 
     def merge(wrapped: PeftModel) -> None:
+        # With rsLoRA in the first place, PEFT 0.21 makes the merge sqrt(rank) times too large (its pull request 3449).
         parts = [*wrapped.peft_config]
-        wrapped.base_model.add_weighted_adapter(parts, weights, "merged", combination_type=combination_type)
+        wrapped.base_model.add_weighted_adapter(parts, [1.0] * len(parts), "merged", combination_type="cat")
         wrapped.base_model.set_adapter("merged", inference_mode=True)
 
-    measured, singles = _Probed(run, base).delta([found.adapters[i] for i in numbers], merge), found.deltas()[numbers]
-    predicted = np.asarray(weights, dtype=np.float32) @ singles
+    measured, singles = _measure_on(base, run)([found.adapters[i] for i in numbers], merge), found.deltas()[numbers]
+    predicted = singles.sum(axis=0)
     return dict(
-        adapters=list(names), weights=weights, combination_type=combination_type, singles=singles, predicted=predicted,
-        measured=measured, cosine=_cosine(measured, predicted), error=_error(measured, predicted),
+        adapters=list(names), singles=singles, predicted=predicted, measured=measured,
+        cosine=_cosine(measured, predicted), error=_error(measured, predicted),
     )  # fmt: skip
 
 
@@ -203,10 +190,9 @@ def _error(measured: np.ndarray, predicted: np.ndarray) -> float:
 
 def _plain_lora(found: DeltaSet, number: int) -> bool:
     """Whether an adapter is LoRA and nothing else: only then is a sum of changes what PEFT makes of several."""
-    if not is_lora(found.kinds[number]):  # without a look at its files
-        return False
-    with contextlib.suppress(InputError):
-        return is_plain(read_config(Adapter(found.paths[number], found.names[number])))
+    with contextlib.suppress(InputError):  # of what is not LoRA, no file is read
+        adapter = Adapter(found.paths[number], found.names[number])
+        return is_lora(found.kinds[number]) and is_plain(read_config(adapter))
     return False
 
 
@@ -224,8 +210,8 @@ def pick_to_merge(run: DeltaRun, cosines: pd.DataFrame | None = None) -> list[st
     """Two plain LoRA adapters of different domains, by name; fewer where there are no two.
 
     With `query_cosines`' table, each query proposes its nearest one, in the table's order, and if these are all of one
-    domain, the first query the nearest one of another; without, each domain its first. rsLoRA is left out: see
-    `merge_check`; and so is what PEFT merges in part only (chosen layers), or not with a list (targets by regex).
+    domain, the first query the nearest one of another; without, each domain its first. Left out are rsLoRA (see
+    `merge_check`), and what PEFT merges in part only (chosen layers), or not with a list (targets by regex).
     """
     found, picked = run.delta_set, {}
     if cosines is None or cosines.empty:

@@ -1,0 +1,73 @@
+import pytest
+
+from llgbm_nb import InputError
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.collection.bases import base_of, by_base, same_base
+from llgbm_nb.files import ROOT
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B", True),
+        ("Qwen/Qwen2.5-1.5B", "/models/Qwen2.5-1.5B/", True),
+        ("/x/models--Qwen--Qwen2.5-1.5B/snapshots/abc", "Qwen/Qwen2.5-1.5B", True),
+        ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B-Instruct", False),
+        ("Qwen/Qwen2.5-1.5B", "somebody/Qwen2.5-1.5B", False),
+        ("/models/Qwen2.5-1.5B", "/models/Qwen2.5-1.5B-Instruct", False),
+        ("/x/checkpoint-500", "/y/checkpoint-500", False),
+        ("gpt2", "/models/gpt2", True),
+    ],
+)
+def test_same_base(one, other, same):
+    assert same_base(one, other) is same_base(other, one) is same
+
+
+@pytest.mark.parametrize("cwd", [ROOT, ROOT / "notebooks", "/"], ids=["root", "notebooks", "elsewhere"])
+def test_a_folder_below_the_root_is_one_from_anywhere(cwd, monkeypatch):
+    monkeypatch.chdir(cwd)
+    assert same_base("data/prompts", str(ROOT / "data" / "prompts") + "/")
+    assert same_base("data/prompts", "org/Prompts") and not same_base("data/prompts", "data/teacher_checkpoints")
+
+
+def named(**bases) -> list[Adapter]:
+    """Adapters of these names, each with what it says is its base."""
+    adapters = [Adapter(name, name) for name in bases]
+    for adapter in adapters:
+        adapter.__dict__["config"] = {"base_model_name_or_path": bases[adapter.name]}
+    return adapters
+
+
+def test_the_base_is_the_one_that_most_adapters_name():
+    assert base_of(named(a="org/one", b="org/one", c="org/another")) == "org/one"
+    assert base_of(named(a="org/one", b="org/another")) == "org/another"  # the first by name
+
+
+def test_no_base_named_asks_for_one():
+    with pytest.raises(InputError, match="set base_model"):
+        base_of(named(a=None))
+
+
+def names_by_base(adapters) -> list[tuple[str, str]]:
+    return [(base, "".join(adapter.name for adapter in group)) for base, group in by_base(adapters).items()]
+
+
+def test_adapters_are_grouped_by_base_and_those_that_name_none_go_with_the_most_frequent():
+    adapters = named(a="org/one", b=None, c="org/two", d="org/two", e="/models/two/", f="org/two-it", g="")
+    assert names_by_base(adapters) == [("org/two", "bcdeg"), ("org/one", "a"), ("org/two-it", "f")]
+    assert names_by_base(named(a="org/one", b=None)) == [("org/one", "ab")]
+    with pytest.raises(InputError, match="set base_model"):
+        by_base(named(a=None))
+
+
+def test_a_folder_that_two_others_could_be_is_one_of_the_first(tmp_path):
+    """/a/x and org/x are the same, and so are org/x and /b/x, but /a/x and /b/x are not."""
+    adapters = named(a="org/x", b="org/x", c="/a/x", d="/b/x", e="/b/y")
+    assert names_by_base(adapters) == [("org/x", "abcd"), ("/b/y", "e")]
+    assert names_by_base(named(a="/a/x", b="/a/x", c="/b/x")) == [("/a/x", "ab"), ("/b/x", "c")]
+
+
+def test_a_base_that_cannot_be_looked_up_goes_with_the_first_group_however_frequent():
+    adapters = named(a="~nosuchuser/x", b="~nosuchuser/x", c="org/one", d="~nosuchuser/x", e="org/one", f="org/two")
+    assert names_by_base(adapters) == [("org/one", "abcde"), ("org/two", "f")]
+    assert names_by_base(named(a="~nosuchuser/x")) == [("~nosuchuser/x", "a")]

@@ -1,0 +1,98 @@
+import json
+import os
+
+import pytest
+
+from llgbm_nb import InputError, find_adapter_paths, find_adapters
+
+
+def put(root, *names, base="org/base"):
+    for name in names:
+        folder = root / name
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
+        (folder / "adapter_model.safetensors").write_bytes(name.encode())
+    return root
+
+
+def test_paths_are_sorted_texts_and_hidden_folders_are_left_out(tmp_path):
+    put(tmp_path, "math/b", "code/a", "code/.ipynb_checkpoints/a", "math/b/checkpoint-5")
+    paths = find_adapter_paths(tmp_path)
+    assert paths == [str(tmp_path / name) for name in ("code/a", "math/b", "math/b/checkpoint-5")]
+
+
+def test_a_folder_with_only_a_config_or_only_weights_is_found_so_that_it_can_be_reported(tmp_path):
+    put(tmp_path, "x/whole", "x/config", "x/weights")
+    (tmp_path / "x/config/adapter_model.safetensors").unlink()
+    (tmp_path / "x/weights/adapter_config.json").unlink()
+    assert len(find_adapter_paths(tmp_path)) == 3
+
+
+def test_links_are_followed_once(tmp_path):
+    put(tmp_path / "real", "x/a")
+    (tmp_path / "zoo/d").mkdir(parents=True)
+    os.symlink(tmp_path / "real/x/a", tmp_path / "zoo/d/a")
+    os.symlink(tmp_path / "zoo", tmp_path / "zoo/d/loop")
+    assert find_adapter_paths(tmp_path / "zoo") == [str(tmp_path / "zoo/d/a")]
+
+
+def test_domain_is_the_first_folder_and_name_the_rest(tmp_path):
+    put(tmp_path, "law/run-1/checkpoint-9", "law/b", "alone")
+    found = {a.name: a.domain for a in find_adapters(tmp_path)}
+    assert found == {"alone": "unknown", "b": "law", "run-1/checkpoint-9": "law"}
+
+
+def test_names_that_would_be_the_same_are_told_apart(tmp_path):
+    put(tmp_path, "law/1", "math/1", "math/2")
+    assert [a.name for a in find_adapters(tmp_path)] == ["law/1", "math/1", "2"]
+
+
+def test_names_are_unique_however_folders_repeat(tmp_path):
+    put(tmp_path, "law/1", "math/1", "x/law/1")
+    names = [a.name for a in find_adapters(tmp_path)]
+    assert names == ["law/1", "math/1", "x/law/1"]
+
+
+def test_folders_that_link_to_each_other_list_each_adapter_once(tmp_path):
+    put(tmp_path / "zoo", "a/x")
+    (tmp_path / "zoo/b").mkdir()
+    os.symlink(tmp_path / "zoo/a/x", tmp_path / "zoo/b/y")
+    os.symlink(tmp_path / "zoo/a", tmp_path / "zoo/b/to-a")
+    os.symlink(tmp_path / "zoo/b", tmp_path / "zoo/a/to-b")
+    assert len(find_adapters(tmp_path / "zoo")) == 1
+
+
+def test_labels_csv_decides_by_exact_path(tmp_path):
+    put(tmp_path, "x/adapter_1", "x/adapter_10", "y/c")
+    (tmp_path / "labels.csv").write_text("path,domain\n./x/adapter_1/,law\ny/c, art\n")
+    found = {a.name: a.domain for a in find_adapters(tmp_path)}
+    assert found == {"adapter_1": "law", "adapter_10": "unknown", "c": "art"}
+
+
+def test_labels_csv_for_a_folder_that_is_not_there_is_told(tmp_path):
+    put(tmp_path, "x/a")
+    (tmp_path / "labels.csv").write_text("path,domain\nx/b,law\n")
+    with pytest.warns(UserWarning, match="x/b"):
+        find_adapters(tmp_path)
+
+
+def test_labels_csv_without_its_columns_is_an_error_that_names_it(tmp_path):
+    put(tmp_path, "x/a")
+    (tmp_path / "labels.csv").write_text("adapter;domain\nx/a;law\n")
+    with pytest.raises(InputError, match="labels.csv.*path,domain"):
+        find_adapters(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "x/a,law\n", "path,domain\nx/a,law\nx/a,art\n"])
+def test_labels_csv_that_says_nothing_or_two_things_is_an_error(tmp_path, text):
+    put(tmp_path, "x/a")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(InputError, match="labels.csv"):
+        find_adapters(tmp_path)
+
+
+def test_no_folder_and_no_adapters_are_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        find_adapters(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no adapters in"):
+        find_adapters(tmp_path)
