@@ -19,7 +19,7 @@ def progress(total: int, unit: str, weight: float | None = None) -> Iterator[Cal
     is how long it took where that tells how long the rest will take: the time left is shown from the first such call.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    line = _Line() if hasattr(shell, "kernel") else None  # ipykernel alone is imported by other things, too
+    line = _Line(f"0/{total} {unit}") if hasattr(shell, "kernel") else None  # ipykernel alone is imported by other things, too
     bar = tqdm(
         desc=f"0/{total} {unit}", total=weight or total, bar_format="{desc} {bar} {elapsed} so far", mininterval=0.5,
         miniters=0, smoothing=0.05, **(dict(file=line, ascii=" ━", ncols=80) if line else {}),
@@ -52,10 +52,10 @@ def progress(total: int, unit: str, weight: float | None = None) -> Iterator[Cal
 class _Line:
     """A file for tqdm to write its line to: an output of the notebook that is updated in place."""
 
-    def __init__(self):
+    def __init__(self, text: str):
         from IPython.display import Pretty, display
 
-        self._text, self._handle = Pretty, display(Pretty(""), display_id=True)
+        self._text, self._handle = Pretty, display(Pretty(text), display_id=True)
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
