@@ -19,9 +19,10 @@ def progress(total: int, unit: str, weight: float | None = None) -> Iterator[Cal
     is how long it took where that tells how long the rest will take: the time left is shown from the first such call.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    line = _Line(f"0/{total} {unit}") if hasattr(shell, "kernel") else None  # ipykernel alone is imported by other things, too
+    begin = f"0/{total} {unit}"
+    line = _Line(begin) if hasattr(shell, "kernel") else None  # ipykernel alone is imported by other things, too
     bar = tqdm(
-        desc=f"0/{total} {unit}", total=weight or total, bar_format="{desc} {bar} {elapsed} so far", mininterval=0.5,
+        desc=begin, total=weight or total, bar_format="{desc} {bar} {elapsed} so far", mininterval=0.5,
         miniters=0, smoothing=0.05, **(dict(file=line, ascii=" ━", ncols=80) if line else {}),
     )  # fmt: skip
     count = 0
