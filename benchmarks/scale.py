@@ -33,8 +33,9 @@ STAGES = {
     "scores": "silhouettes of all layers, chance, reliability, rounding",
     "projection": "projection (t-SNE)",
     "03": "03_teacher_deltas and its page",
-    "04": "04_analysis, its page and index.html",
-    "05": "05_uses and its page",
+    "04": "04_analysis and its page",
+    "05": "05_evidence, its page and index.html",
+    "06": "06_uses and its page",
 }
 
 

@@ -63,7 +63,7 @@ def test_the_weights_are_those_of_the_gguf_dequantised():
 
 @pytest.mark.slow
 def test_every_teachers_delta_equals_an_independent_computation_in_any_order(tmp_path):
-    """The acceptance list's last point, on all fifteen and every layer: 1e-4 of the delta's norm in float32.
+    """The soundness check's last point, on all fifteen and every layer: 1e-4 of the delta's norm in float32.
 
     Below the last layer some deltas are so small beside the base that rounding shows: 1e-6 of the base's norm more.
     """

@@ -114,7 +114,7 @@ class Explorer(widgets.VBox):
         self._mark()
 
     def _guarded(self, handler, change) -> None:
-        """Run a control's handler, its errors shown above the map: JupyterLab's log is where nobody looks."""
+        """Run a control's handler, its errors shown above the map: JupyterLab's log, where they go else, is not read."""
         try:
             handler()
         except (InputError, OSError) as error:
@@ -130,7 +130,8 @@ class Explorer(widgets.VBox):
         """Another layer or projection."""
         if not self.chosen:
             self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
-            return self._clear()
+            self._clear()
+            return
         layer, centered, projection = self.layer.value, self.centered.value, self.projection.value
         self.layer.continuous_update = projection == "PCA"  # t-SNE takes seconds: only where the slider is let go
         if projection == "t-SNE":
