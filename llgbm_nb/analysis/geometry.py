@@ -50,8 +50,8 @@ def similarity(deltas: np.ndarray) -> np.ndarray:
 
 
 def centered(deltas: np.ndarray) -> np.ndarray:
-    """Deltas minus the pool's mean delta. What is left of adapters that are all alike is rounding, with directions, too:
-    it is set to exactly zero."""
+    """Deltas minus the pool's mean delta. What is left of adapters that are all alike is rounding, which has
+    directions, too: it is set to exactly zero."""
     if not len(deltas):
         return deltas
     rest = deltas - deltas.mean(axis=0, keepdims=True)

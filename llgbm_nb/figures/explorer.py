@@ -114,7 +114,7 @@ class Explorer(widgets.VBox):
         self._mark()
 
     def _guarded(self, handler, change) -> None:
-        """Run a control's handler, its errors shown above the map: JupyterLab's log, where they go else, is not read."""
+        """Run a control's handler, its errors shown above the map: else they go to a log that nobody reads."""
         try:
             handler()
         except (InputError, OSError) as error:
