@@ -47,7 +47,7 @@ def show(figure, folder: Path | None, name: str, text: str = ""):
     if not text:
         return figure
     display(figure)
-    print(text)
+    print("\n".join(textwrap.fill(line, 120) for line in text.splitlines()))  # JupyterLab breaks lines within words
 
 
 def new_figure(width: float, height: float):

@@ -30,7 +30,8 @@ NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysi
 HOW = ("force_recompute", "cluster")  # parameters that say how a report is made, and change nothing in it
 CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
 DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
-_TABLES = "table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}"
+_STYLE = """table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}
+.jp-OutputArea-output pre {word-break: normal !important; overflow-wrap: anywhere !important}"""
 
 
 def run_report(name: str = "", **parameters) -> Path:
@@ -120,7 +121,7 @@ def to_html(notebook: Path) -> Path:
     exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True, exclude_output_prompt=True)
     page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', exporter.from_filename(str(notebook))[0])
     target = notebook.with_suffix(".html")
-    write_whole(target, page.replace("</head>", f"<style>{_TABLES}</style></head>", 1))
+    write_whole(target, page.replace("</head>", f"<style>{_STYLE}</style></head>", 1))
     return target
 
 
