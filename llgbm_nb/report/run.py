@@ -180,7 +180,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     from ..forward.base import base_fingerprint  # these take seconds to import
     from ..uses.task_query import find_queries
 
-    kinds = (".py", ".html", ".css", ".js")
+    kinds = (".py", ".json", ".html", ".css", ".js")
     program = [file for file in sorted(Path(__file__).parents[1].rglob("*")) if file.suffix in kinds]
     program += [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     program += [probe_file] if probe_file else []
