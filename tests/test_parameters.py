@@ -77,7 +77,7 @@ def test_the_rankings_are_those_that_tokens_knows_how_to_read():
         ("max_length", 0, "1 or more"),
         ("max_length", True, "whole number"),
         ("dtype", "float8", "float32, bfloat16, float16"),
-        ("probe_type", "law", "generic, math, code, commonsense, mixed"),
+        ("probe_type", "no-such-set", "generic, math, code, commonsense"),
         ("force_recompute", "yes", "True or False"),
         ("base_model", 7, "text"),
         ("checkpoint_dir", "", "folder"),

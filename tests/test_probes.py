@@ -37,10 +37,10 @@ def test_every_type_has_probes_and_no_probe_is_in_a_set_twice():
 
 
 def test_an_unknown_domain_names_the_known_ones():
-    with pytest.raises(ValueError, match="'law'.*math, code, commonsense"):
-        create_domain_probes("law")
-    with pytest.raises(ValueError, match="'law'.*" + ", ".join(PROBE_TYPES)):
-        create_probes("law")
+    with pytest.raises(ValueError, match="'no-such-set'.*math, code, commonsense"):
+        create_domain_probes("no-such-set")
+    with pytest.raises(ValueError, match="'no-such-set'.*" + ", ".join(PROBE_TYPES)):
+        create_probes("no-such-set")
 
 
 def test_probe_file_as_text_keeps_spaces_and_line_breaks_inside_a_block(tmp_path):
