@@ -19,6 +19,8 @@ import pytest
 import torch
 from conftest import KINDS, PROBES, save_adapter, save_base
 from huggingface_hub import constants, errors
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -325,6 +327,19 @@ def test_a_written_list_gives_the_same_adapters_and_is_written_once(hub, zoo, tm
     assert (tmp_path / "mine.txt").stat() == before
     write_list(tmp_path / "mine.txt", adapters[1:], "made here")
     assert len(read_list(tmp_path / "mine.txt")) == len(adapters) - 1
+
+
+names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@given(st.lists(st.tuples(names.filter(lambda name: name not in (".", "..")), names, names), min_size=1,
+                unique_by=(lambda row: row[0], lambda row: row[2])), names)  # fmt: skip
+@example([("#a", " b ", "c\nd"), ("~\r", 'say "x", y', " # no comment"), (" ", "_", "a,b"), ("-", "=1", "./e")], "\n#")
+def test_whatever_folders_and_domains_are_called_a_written_list_is_read_back(tmp_path_factory, rows, comment):
+    file = tmp_path_factory.getbasetemp() / "written.txt"
+    adapters = [Adapter(f"/nowhere/{path}", name, domain, "there is no such folder") for path, domain, name in rows]
+    write_list(file, adapters, comment)
+    assert find_adapters(file) == adapters
 
 
 @pytest.mark.parametrize("base", ["llama-3.1-8b", "qwen-2.5-7b", "gemma-2-9b"])

@@ -4,13 +4,12 @@
     org/name,code
     org/name@abc123,code
     ./folder,math,mine
+    "./a name, with a comma",math
 
-Adapters of the hub lie in the hub's own cache. This module reads no weights, and runs nothing that a repo brings along.
+A text in quotation marks, doubled within, is taken as it stands; else the spaces at its ends do not count. Adapters of the hub lie in the hub's own cache. This module reads no weights, and runs nothing that a repo brings along.
 """
 
 import contextlib
-import csv
-import io
 import os
 import re
 from collections import Counter
@@ -29,6 +28,7 @@ from .adapters import CONFIG, MODEL_CONFIG, TOKENIZER, UNKNOWN, WEIGHTS, Adapter
 AT_ONCE = 8  # repos that are fetched side by side
 ADAPTER = [CONFIG, WEIGHTS[0], *TOKENIZER]
 PICKLED = [CONFIG, WEIGHTS[1], *TOKENIZER]  # only where there are no safetensors
+_COLUMN = re.compile(r'[ \t]*(?:"((?:[^"]|"")*)"|([^",\n]*))[ \t\r]*(,|\n|\Z)')
 MODEL = [MODEL_CONFIG, "*.safetensors", "model.safetensors.index.json", *TOKENIZER]
 
 
@@ -56,21 +56,26 @@ def read_list(file: str | Path) -> list[Line]:
     adapter, and for a line that is malformed or repeated.
     """
     try:
-        rows = Path(file).read_text(encoding="utf-8-sig").split("\n")
+        text = Path(file).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         todo = "set checkpoint_dir to a folder, or to a text file with one adapter a line"
         raise InputError(f"{shown(file)} cannot be read as a list of adapters ({error}); {todo}") from error
     lines: dict[tuple[str, str], Line] = {}
-    for number, row in enumerate(rows, start=1):
-        if not row.strip() or row.lstrip().startswith("#"):
-            continue
+    number, at = 1, 0
+    while at < len(text):
+        start, row = at, text[at : text.find("\n", at) + 1 or None]
         try:
-            line = _line(number, row, Path(file).absolute().parent)
-            first = lines.setdefault((line.folder or line.repo, line.revision), line)
-            if first is not line:
-                raise InputError(f"{line.id} is in line {first.number} already; remove one of them")
+            if not row.strip() or row.lstrip().startswith("#"):
+                at += len(row)
+            else:
+                columns, at = _columns(text, at)
+                line = _line(number, columns, Path(file).absolute().parent)
+                first = lines.setdefault((line.folder or line.repo, line.revision), line)
+                if first is not line:
+                    raise InputError(f"{line.id} is in line {first.number} already; remove one of them")
         except InputError as error:
             raise InputError(f"{shown(file)}, line {number}: {error}") from error
+        number += text.count("\n", start, at)
     if not lines:
         raise InputError(f"{shown(file)} names no adapters; write one a line, as in org/name,domain")
     return list(lines.values())
@@ -97,14 +102,13 @@ def listed_adapters(file: str | Path) -> list[Adapter]:
 
 def write_list(file: str | Path, adapters: Sequence[Adapter], comment: str) -> None:
     """The list from which `listed_adapters` gives `adapters`; a file that says the same already is left alone."""
-    text = io.StringIO()
-    text.write(f"# {' '.join(comment.split())}\n")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerows([adapter.path, adapter.domain, adapter.name] for adapter in adapters)
+    rows = [[adapter.path, adapter.domain, adapter.name] for adapter in adapters]
+    text = "".join(",".join(map(_quoted, row)) + "\n" for row in rows)
+    text = f"# {' '.join(comment.split())}\n{text}"
     file = Path(file)
-    if not file.exists() or file.read_bytes() != text.getvalue().encode():
+    if not file.exists() or file.read_bytes() != text.encode():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, text.getvalue())
+        write_whole(file, text)
 
 
 def fetch(repo: str, revision: str = "") -> Path:
@@ -199,15 +203,29 @@ def _quiet_hub() -> Iterator[None]:
         yield
 
 
-def _line(number: int, row: str, beside: Path) -> Line:
-    try:
-        columns = [column.strip() for column in next(csv.reader([row], skipinitialspace=True, strict=True))]
-    except csv.Error as error:
-        raise InputError(f"{row.strip()!r} cannot be read ({error}); check its quotation marks") from error
+def _columns(text: str, at: int) -> tuple[list[str], int]:
+    """The columns of the row that begins at `at`, and where the next row begins. Raises InputError."""
+    columns, start, end = [], at, ","
+    while end == ",":
+        if not (found := _COLUMN.match(text, at)):
+            row = text[start : text.find("\n", start) + 1 or None]
+            raise InputError(f"{row.strip()!r} cannot be read; check its quotation marks")
+        quoted, plain, end = found.groups()
+        if quoted is None and columns and re.search(r"\s#", plain):
+            raise InputError(f"{plain.strip()!r} ends with a comment; give it a line of its own")
+        columns.append(plain.strip() if quoted is None else quoted.replace('""', '"'))
+        at = found.end()
+    return columns, at
+
+
+def _quoted(text: str) -> str:
+    plain = re.fullmatch(r'[^",#\r\n]*', text) and text == text.strip()
+    return text if plain else '"' + text.replace('"', '""') + '"'
+
+
+def _line(number: int, columns: list[str], beside: Path) -> Line:
     if len(columns) > 3:
-        raise InputError(f"{row.strip()!r} has {len(columns)} columns; write id,domain or id,domain,name")
-    if any(re.search(r"\s#", column) for column in columns[1:]):
-        raise InputError(f"{row.strip()!r} ends with a comment; give it a line of its own")
+        raise InputError(f"{','.join(columns)!r} has {len(columns)} columns; write id,domain or id,domain,name")
     columns += [""] * (3 - len(columns))
     place = os.path.join(beside, os.path.expanduser(columns[0]))
     if columns[0].startswith(("/", "./", "../", "~")) or (columns[0] and os.path.isdir(place)):
