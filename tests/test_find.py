@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,46 @@ def test_links_are_followed_once(tmp_path):
     os.symlink(tmp_path / "real/x/a", tmp_path / "zoo/d/a")
     os.symlink(tmp_path / "zoo", tmp_path / "zoo/d/loop")
     assert find_adapter_paths(tmp_path / "zoo") == [str(tmp_path / "zoo/d/a")]
+
+
+def test_links_out_of_the_collection_are_followed_to_adapters_only_and_the_others_named(tmp_path):
+    put(tmp_path / "elsewhere", "x/a", "x/a/checkpoint-5")
+    zoo = put(tmp_path / "zoo", "d/own")
+    os.symlink(tmp_path / "elsewhere/x/a", zoo / "d/linked")
+    os.symlink("/", zoo / "d/everything")
+    os.symlink(zoo / "d/itself", zoo / "d/itself")
+    with pytest.warns(UserWarning, match="1 links that lead out of .*, such as .*d/everything: only those that are"):
+        found = find_adapter_paths(zoo)
+    assert found == [str(zoo / "d" / name) for name in ("linked", "linked/checkpoint-5", "own")]
+
+
+def test_folders_may_lie_as_deep_as_the_system_lets_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    put(Path("."), "a")
+    monkeypatch.chdir(tmp_path)
+    paths = find_adapter_paths(tmp_path)
+    subprocess.run(["rm", "-r", "d"], check=True)  # pytest's own cleaning up recurses
+    assert paths == [os.path.join(tmp_path, *["d"] * 1100, "a")]
+
+
+def test_a_folder_that_cannot_be_read_is_listed_with_its_reason(tmp_path, monkeypatch):
+    put(tmp_path, "x/a", "x/b")
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("x/b"):  # by chmod it would not show to a test that root runs
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [adapter.problem for adapter in find_adapters(tmp_path)] == [
+        "",
+        "its folder cannot be read (Permission denied)",
+    ]
+    assert find_adapter_paths(tmp_path) == [str(tmp_path / "x/a")]
 
 
 def test_domain_is_the_first_folder_and_name_the_rest(tmp_path):

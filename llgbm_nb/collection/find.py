@@ -8,6 +8,7 @@ import csv
 import os
 import warnings
 from collections import Counter
+from operator import attrgetter
 from pathlib import Path
 
 from ..errors import InputError
@@ -19,23 +20,46 @@ from .hub_lists import listed_adapters
 def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
     """Every folder below `checkpoint_dir` with an adapter or a full checkpoint in it, sorted; hidden ones left out.
 
-    Links are followed, and a folder that several lead to is listed once. Raises InputError if there is no such folder.
+    A folder that several links lead to is listed once. A link that leads out of `checkpoint_dir` is followed if it is
+    an adapter itself; a warning says which others were not. Raises InputError if there is no such folder.
     """
+    return sorted(path for path, problem in _walk(checkpoint_dir).items() if not problem)
+
+
+def _walk(checkpoint_dir: str | Path) -> dict[str, str]:
+    """{path of each adapter: "", of each folder that cannot be read: why}."""
     if not Path(checkpoint_dir).is_dir():
         raise InputError(f"the checkpoint folder {shown(checkpoint_dir)} does not exist; set checkpoint_dir")
     if _as_utf8(checkpoint_dir) != str(checkpoint_dir):
         raise InputError(f"the name of the checkpoint folder {_as_utf8(checkpoint_dir)} is not UTF-8; rename it")
-    found, seen = [], set()
-    for folder, subfolders, files in os.walk(checkpoint_dir, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    root, found, seen, left, waiting = os.path.realpath(checkpoint_dir), {}, set(), [], [str(checkpoint_dir)]
+    while waiting:  # no recursion, however deep the folders lie; by name, as links may lead to one folder twice
+        folder = waiting.pop()
         real = os.path.realpath(folder)
         if real in seen:  # reached by a link once more
-            subfolders.clear()
             continue
         seen.add(real)
-        if not {CONFIG, *WEIGHTS}.isdisjoint(files) or is_checkpoint(set(files)):
-            found.append(_as_utf8(folder))  # not there under this name, if it is not UTF-8: listed, and refused
-    return sorted(found)
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=attrgetter("name"), reverse=True)
+        except OSError as error:
+            found[_as_utf8(folder)] = f"its folder cannot be read ({error.strerror})"
+            continue
+        names = {entry.name for entry in entries}
+        if not {CONFIG, *WEIGHTS}.isdisjoint(names) or is_checkpoint(names):
+            found[_as_utf8(folder)] = ""  # not there under this name, if it is not UTF-8: listed, and refused
+        elif real != root and os.path.commonpath([root, real]) != root:
+            left.append(folder)
+            continue
+        waiting += [
+            e.path for e in entries if e.name[0] != "." and (os.path.isdir(e) if e.is_symlink() else e.is_dir())
+        ]
+    if left:
+        warnings.warn(
+            f"{len(left)} links that lead out of {shown(checkpoint_dir)} were not followed, such as {left[0]}: only "
+            "those that are adapters themselves are. Set checkpoint_dir to where they lead", stacklevel=3,
+        )  # fmt: skip
+    return found
 
 
 def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
@@ -50,7 +74,8 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     root = Path(checkpoint_dir)
     if root.is_file():
         return listed_adapters(root)
-    paths = find_adapter_paths(root)
+    problems = _walk(root)
+    paths = sorted(problems)
     if not paths:
         wrong = f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model"
         raise InputError(f"{wrong}. Put adapters in {shown(root)}/<domain>/<name>/ or set checkpoint_dir.")
@@ -68,7 +93,7 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     names = [name if times[name] == 1 else "/".join(part) for name, part in zip(short, parts, strict=True)]
     if len(set(names)) < len(names):
         names = ["/".join(part) for part in parts]
-    return [Adapter(*each) for each in zip(paths, names, domains, strict=True)]
+    return [Adapter(*each, problems[each[0]]) for each in zip(paths, names, domains, strict=True)]
 
 
 def _read_labels(root: Path) -> dict[str, str] | None:

@@ -6,7 +6,8 @@
     ./folder,math,mine
     "./a name, with a comma",math
 
-A text in quotation marks, doubled within, is taken as it stands; else the spaces at its ends do not count. Adapters of the hub lie in the hub's own cache. This module reads no weights, and runs nothing that a repo brings along.
+A text in quotation marks (doubled within) is taken as it stands; else spaces at its ends do not count. Adapters of the
+hub lie in the hub's own cache. This module reads no weights, and runs nothing that a repo brings along.
 """
 
 import contextlib
