@@ -13,9 +13,19 @@ DEVICE  ?=
 CLUSTER ?=
 FORCE   ?=
 ARGS    ?=
-OPTIONS = $(if $(ZOO),--checkpoint-dir '$(ZOO)') $(if $(BASE),--base-model '$(BASE)') \
-          $(if $(PROBE),--probe-type '$(PROBE)') $(if $(RUN),--run '$(RUN)') $(if $(DEVICE),--device '$(DEVICE)') \
-          $(if $(CLUSTER),--cluster '$(CLUSTER)') $(if $(FORCE),--force-recompute) $(ARGS)
+unexport ZOO BASE PROBE RUN DEVICE CLUSTER FORCE ARGS  # make would expand what is in them
+# Values reach the program as they are, through the environment: neither make nor the shell reads what is in them.
+export LLGBM_ZOO := $(value ZOO)
+export LLGBM_BASE := $(value BASE)
+export LLGBM_PROBE := $(value PROBE)
+export LLGBM_RUN := $(value RUN)
+export LLGBM_DEVICE := $(value DEVICE)
+export LLGBM_CLUSTER := $(value CLUSTER)
+export LLGBM_ARGS := $(value ARGS)
+OPTIONS = $(if $(LLGBM_ZOO),--checkpoint-dir="$$LLGBM_ZOO") $(if $(LLGBM_BASE),--base-model="$$LLGBM_BASE") \
+          $(if $(LLGBM_PROBE),--probe-type="$$LLGBM_PROBE") $(if $(LLGBM_RUN),--run="$$LLGBM_RUN") \
+          $(if $(LLGBM_DEVICE),--device="$$LLGBM_DEVICE") $(if $(LLGBM_CLUSTER),--cluster="$$LLGBM_CLUSTER") \
+          $(if $(value FORCE),--force-recompute)
 
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
@@ -54,7 +64,7 @@ lint: $(READY)  ## ruff, the rules of who imports what, and the bounds of the ho
 	$(BIN)/python benchmarks/house.py
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir . $(ARGS) notebooks/04_analysis.ipynb
+	$(BIN)/jupyter lab --notebook-dir . $(value ARGS) notebooks/04_analysis.ipynb
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
 	$(BIN)/python notebooks/run.py

@@ -19,7 +19,7 @@ from .collection.adapters import Adapter
 from .collection.bases import base_of, same_base
 from .collection.find import find_adapters
 from .delta_set import DeltaSet, mean_over_probes
-from .errors import InputError, first_sentence
+from .errors import InputError, first_sentence, printable
 from .files import looks
 from .forward.base import BaseModel, base_fingerprint, difference_dtype, layer_count, load_base, model_dtype
 from .forward.engine import Engine
@@ -72,7 +72,7 @@ class _Outcome:
         norm, adapter = np.nan if self.delta is None else float(np.linalg.norm(self.delta)), self.adapter
         return {
             "name": adapter.name, "domain": adapter.domain, "kind": adapter.kind, "norm": norm,
-            "seconds": self.seconds, "status": self.status, "reason": self.reason, "route": self.route,
+            "seconds": self.seconds, "status": self.status, "reason": printable(self.reason), "route": self.route,
             "path": adapter.path, "relative": norm / base_norm,
         }  # fmt: skip
 

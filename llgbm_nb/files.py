@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from .errors import printable
+
 SETTLED_NS = 2 * 10**9  # a file changed twice within the clock's tick (2 s on FAT) can look the same
 _CHECKOUT = Path(__file__).resolve().parents[1]
 #: The project's root: the checkout that this module lies in, or the working directory for an installed copy.
@@ -26,9 +28,9 @@ def from_root(path: str | Path) -> Path:
 
 
 def shown(path: str | Path) -> str:
-    """`path` for people: relative to the project's root where it lies below it."""
+    """`path` for people: `printable`, and relative to the project's root where it lies below it."""
     path = Path(path)
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+    return printable(path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path)
 
 
 def write_whole(path: str | Path, content: str | Callable) -> None:

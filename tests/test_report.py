@@ -221,6 +221,33 @@ def test_python_dash_m_says_what_is_wrong_in_one_line():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "value", ["my/o'brien", "a$b", "$(shell touch pwned)`touch pwned`", '"; touch pwned; "', "a  b", "-x"]
+)
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_make_passes_values_as_they_are_and_runs_nothing_in_them(tmp_path, value, by_environment):
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@" "$LLGBM_ARGS"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / ".ready").touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    given = {"ZOO": value, "RUN": value, "ARGS": value}
+    command = ["make", "-s", "report", f"BIN={tmp_path}", f"READY={tmp_path}/.ready", "-o", f"{tmp_path}/.ready"]
+    command += [] if by_environment else [f"{name}={text}" for name, text in given.items()]
+    environment = os.environ | (given if by_environment else {})
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    expected = ["-m", "llgbm_nb.report", f"--checkpoint-dir={value}", f"--run={value}", value]
+    assert made.stdout.splitlines() == expected and not (tmp_path / "pwned").exists()
+
+
+def test_the_makefiles_args_are_split_as_a_shell_does(monkeypatch, reports, ran, zoo):
+    monkeypatch.setenv("LLGBM_ARGS", "--dtype bfloat16 --probe-file 'a b.txt'")
+    assert run.main(["--checkpoint-dir", str(zoo)]) == 1  # there is no such file
+    (zoo.parent / "a b.txt").write_text("one")
+    monkeypatch.setenv("LLGBM_ARGS", f"--dtype bfloat16 --probe-file '{zoo.parent}/a b.txt'")
+    run.main(["--checkpoint-dir", str(zoo)])
+    assert ran[-1][1]["dtype"] == "bfloat16" and ran[-1][1]["probe_file"].endswith("a b.txt")
+
+
 def test_reports_of_two_bases_from_one_command(two_bases, tmp_path, monkeypatch, capsys):
     """The notebooks run for both: each report has its own adapters and no other."""
     monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", ("01_probes", "03_teacher_deltas", "05_evidence"))

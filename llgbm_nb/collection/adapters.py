@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import InputError, first_sentence
+from ..errors import InputError, first_sentence, printable
 from ..files import files_fingerprint
 
 UNKNOWN = "unknown"  # the domain of an adapter without one
@@ -27,13 +27,17 @@ class Adapter:
     """One adapter's folder, or a full checkpoint's.
 
     `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` is why one
-    that a list names is unavailable; its `path` is then what the list calls it.
+    that a list names is unavailable; its `path` is then what the list calls it. Name, domain and kind are `printable`.
     """
 
     path: str
     name: str
     domain: str = UNKNOWN
     problem: str = ""
+
+    def __post_init__(self):
+        for field in ("name", "domain", "problem"):
+            object.__setattr__(self, field, printable(getattr(self, field)))
 
     @cached_property
     def config(self) -> dict:
@@ -63,9 +67,10 @@ class Adapter:
         if self.is_checkpoint:
             return "full model"
         if (kind := str(self.config.get("peft_type", "?"))) != "LORA":
-            return kind
+            return printable(kind)
         variant = "DoRA" if self.config.get("use_dora") else "rsLoRA" if self.config.get("use_rslora") else "LoRA"
-        return f"{variant} r{self.config.get('r', '?')} {_targets_in_short(self.config.get('target_modules'))}"
+        targets = _targets_in_short(self.config.get("target_modules"))
+        return printable(f"{variant} r{self.config.get('r', '?')} {targets}")
 
     @property
     def fingerprint(self) -> str:

@@ -27,7 +27,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from ..analysis.geometry import ROUNDING
 from ..collection.adapters import UNKNOWN
 from ..delta_set import DeltaSet
-from ..errors import InputError, first_sentence
+from ..errors import InputError, first_sentence, printable
 from ..forward.base import BaseModel
 from ..forward.packing import blocks_of
 from ..settings import RANKINGS
@@ -229,4 +229,4 @@ def readable(tokenizer, token: int) -> str:
     can_be_seen = any(c.isprintable() and unicodedata.category(c)[0] != "M" for c in text)
     if not can_be_seen or "\N{REPLACEMENT CHARACTER}" in text:  # the latter: a part of a letter's bytes
         return f"<id {token}>"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)

@@ -36,12 +36,17 @@ class Findings:
 
 
 def write_deltas(run: DeltaRun, folder: Path | None) -> str:
-    """`<folder>/deltas.csv`: name, domain, kind, path, norm and the delta (d0, d1, …) of every adapter that has one."""
+    """`<folder>/deltas.csv`: name, domain, kind, path, norm and the delta (d0, d1, …) of every adapter that has one.
+
+    A text that a spreadsheet would take for a formula, as it begins with = + - or @, has an apostrophe before it.
+    """
     if folder is None:
         return "No output_dir is set, so no deltas.csv was written."
     frame = run.delta_set.to_dataframe()
     deltas = np.reshape([*frame.pop("delta")], (len(frame), run.delta_set.base.shape[-1]))
-    frame = frame.assign(path=frame["path"].map(shown))[["name", "domain", "kind", "path", "norm"]]
+    frame["path"] = frame["path"].map(shown)
+    texts = frame[["name", "domain", "kind", "path"]].replace(r"^(?=[=+@-])", "'", regex=True)  # else a sheet's formula
+    frame = texts.join(frame["norm"])
     frame = frame.join(pd.DataFrame(deltas).add_prefix("d"))
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "deltas.csv", partial(frame.to_csv, index=False, float_format="%.9g"))

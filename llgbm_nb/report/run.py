@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -200,7 +201,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns 0, or 1 if a report could not be made."""
+    """The command line, and what the Makefile's ARGS adds to it. Returns 0, or 1 if a report could not be made."""
     parser = argparse.ArgumentParser(
         prog="python -m llgbm_nb.report", allow_abbrev=False,
         description="Run the notebooks into reports/; the options are the notebooks' parameters (docs/parameters.md). "
@@ -212,7 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
     for key, default in defaults().items():
         kind = dict(action="store_true") if default is False else dict(type=type(default), default=default)
         parser.add_argument(f"--{key.replace('_', '-')}", help=helps[key], **kind)
-    given = vars(parser.parse_args(arguments))
+    more = shlex.split(os.environ.get("LLGBM_ARGS", ""))
+    given = vars(parser.parse_args([*(sys.argv[1:] if arguments is None else arguments), *more]))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         reports = one_for_each_base(given.pop("run"), **given)
@@ -231,7 +233,7 @@ def _report(name: str, parameters: dict, one_of_several: bool) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    points, refused = summary["soundness"], [f"{path}: {reason}" for path, reason in summary["failed"].items()]
+    points, refused = summary["soundness"], [f"{shown(path)}: {why}" for path, why in summary["failed"].items()]
     if refused:
         print(f"{len(refused)} of {summary['adapters']['total']} adapters could not be used:", *refused, sep="\n  ")
     failed = [name for name, point in points.items() if point["result"] == "FAIL"]
