@@ -7,7 +7,7 @@ import numpy as np
 
 from .collection.adapters import Adapter
 from .delta_set import mean_over_probes
-from .forward.base import load_base, pick_device
+from .forward.base import load_base
 from .forward.peft_route import BaseChanged, adapted_states, applied
 from .forward.states import last_token_states, tokenize
 
@@ -24,7 +24,7 @@ def get_average_activation(model, texts, tokenizer, device, max_length: int = 25
 
 def compute_base_activation(base_model_name, probes, device, max_length: int = 256, dtype="float32"):
     """v(B) at the last layer, float32 (hidden,), and the tokenizer."""
-    base = load_base(base_model_name, dtype, pick_device(str(device)))
+    base = load_base(base_model_name, dtype, str(device))
     return get_average_activation(base.model, probes, base.tokenizer, base.device, max_length), base.tokenizer
 
 
@@ -35,7 +35,7 @@ def compute_adapter_delta(
 
     Raises InputError if the adapter cannot be used.
     """
-    base = load_base(base_model_name, dtype, pick_device(str(device)))
+    base = load_base(base_model_name, dtype, str(device))
     adapter = Adapter(str(adapter_path), Path(adapter_path).name)
     with contextlib.suppress(BaseChanged), applied(base.model, adapter) as wrapped:  # this base is not used again
         states = adapted_states(wrapped, tokenize(tokenizer, probes, max_length), base.device)

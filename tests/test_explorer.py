@@ -244,6 +244,7 @@ def test_an_error_of_a_callback_is_said(found, explorer):
     assert explorer.view is None and not any(len(trace.x) for trace in explorer.figure.data[:4])
     explorer.color.value = "norm"
     explorer.select(1)
+    assert "cannot be shown" in explorer._repr_mimebundle_()["text/plain"]  # displayed again
     explorer._states = found.differences_at
     explorer.layer.value = 3
     assert shown(explorer) == pytest.approx(expected(found, 3), abs=5e-4)

@@ -21,7 +21,7 @@ def draw_all(deltas, names, domains):
     score = analysis.silhouette(deltas, domains)
     empty, pairs = pd.Series([np.nan], index=[0]), analysis.pairs(deltas, domains)
     return {
-        "map": figures.tsne_map(analysis.tsne(deltas), names, domains, score),
+        "map": figures.projection_map(analysis.tsne(deltas), names, domains, score),
         "heatmap": figures.every_pair(pairs, names, domains),
         "means": figures.domain_means(pairs, domains),
         "bars": figures.silhouette_bars(score, names, domains),
@@ -72,7 +72,7 @@ def test_sentences():
 @pytest.mark.parametrize("count", [15, 150])
 def test_no_two_names_on_the_map_overlap(count):
     deltas, names, domains = collection(count, ["a", "b", "c"] * (count // 3))
-    figure = figures.tsne_map(analysis.tsne(deltas), names, domains, analysis.silhouette(deltas, domains))
+    figure = figures.projection_map(analysis.tsne(deltas), names, domains, analysis.silhouette(deltas, domains))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) >= min(count, 15) * 2 // 3
@@ -196,7 +196,7 @@ def test_nothing_overlaps_on_the_heatmap(count, kinds):
 
 def test_a_map_of_many_has_the_domains_names_and_all_of_them_in_its_legend(many):
     deltas, names, domains = many
-    figure = figures.tsne_map(analysis.tsne(deltas), names, domains, analysis.silhouette(deltas, domains))
+    figure = figures.projection_map(analysis.tsne(deltas), names, domains, analysis.silhouette(deltas, domains))
     figure.draw_without_rendering()
     [axis] = figure.axes
     assert 10 < len(axis.texts) <= 30 and {text.get_text() for text in axis.texts} <= set(domains) - {"unknown"}

@@ -1,6 +1,5 @@
 """The task query: small adapters from examples, their deltas, and whether they find their domain."""
 
-import dataclasses
 import json
 import shutil
 
@@ -110,7 +109,7 @@ def test_accuracy_on_truths_that_are_known(run):
     """Adapters ask for themselves: right where the truth is their domain, wrong where it is the other one."""
     queries = {"one-a": folder_of(run, "a"), "two-b": folder_of(run, "b"), "law-c": folder_of(run, "c")}
     truths = {name: uses.domain_of_query(name) for name in queries}
-    table = uses.query_accuracy(run, queries, truths)
+    table = uses.query_accuracy(uses.query_cosines(run, queries), run.delta_set.domains, truths)
     assert list(table["nearest"]) == ["a", "b", "c"] and list(table["its domain"]) == ["one", "one", "two"]
     assert list(table["right"])[:2] == [True, False] and table["right"]["law-c"] is None
     assert table.loc["one-a", "own"] == pytest.approx(1) and table.loc["two-b", "other"] == pytest.approx(1)
@@ -125,8 +124,7 @@ def test_accuracy_on_truths_that_are_known(run):
 def test_adapters_without_a_label_do_not_count(run):
     assert run.delta_set.names[0] == "a"
     domains = ("unknown", *run.delta_set.domains[1:])
-    partly = dataclasses.replace(run, delta_set=dataclasses.replace(run.delta_set, domains=domains))
-    table = uses.query_accuracy(partly, {"q": folder_of(run, "a")}, {"q": "one"})
+    table = uses.query_accuracy(uses.query_cosines(run, {"q": folder_of(run, "a")}), domains, {"q": "one"})
     assert table["nearest"]["q"] != "a" and table["chance"]["q"] == pytest.approx(2 / 5)
 
 

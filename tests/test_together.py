@@ -68,7 +68,7 @@ def test_small_changes_add_up(run, loaded, base, pool, tmp_path):
 def test_the_base_is_bit_identical_afterwards(run, loaded):
     before, state = {n: p.clone() for n, p in loaded.model.named_parameters()}, base_state(loaded.model)
     uses.additivity(run, loaded)
-    uses.merge_check(run, loaded, ["a", "c"])
+    uses.merge_or_reason(run, loaded, ["a", "c"])
     after = dict(loaded.model.named_parameters())
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
     assert base_state(loaded.model) == state
@@ -123,12 +123,12 @@ def test_dropout_is_off(base, loaded, tmp_path):
         config = tmp_path / "zoo" / "x" / name / "adapter_config.json"
         assert json.loads(config.read_text())["lora_dropout"] == 0.9
     both = merged_by_hand(base, [tmp_path / "zoo/x/a", tmp_path / "zoo/x/b"])
-    measured = uses.merge_check(dropped, loaded, ["a", "b"])["measured"]
+    measured = uses.merge_or_reason(dropped, loaded, ["a", "b"])["measured"]
     np.testing.assert_allclose(measured, both, atol=1e-5)
 
 
 def test_a_merge_by_cat_is_both_at_once(run, loaded, base):
-    merge, row = uses.merge_check(run, loaded, ["a", "c"]), uses.additivity(run, loaded, [("a", "c")]).iloc[0]
+    merge, row = uses.merge_or_reason(run, loaded, ["a", "c"]), uses.additivity(run, loaded, [("a", "c")]).iloc[0]
     both = merged_by_hand(base, [folder_of(run, "a"), folder_of(run, "c")])
     np.testing.assert_allclose(merge["measured"], both, atol=1e-5)
     predicted = delta_of(run, "a") + delta_of(run, "c")
@@ -139,7 +139,7 @@ def test_a_merge_by_cat_is_both_at_once(run, loaded, base):
 
 
 def test_how_near_a_merge_is_to_what_was_asked_for(run, loaded):
-    merge = uses.merge_check(run, loaded, ["a", "c"])
+    merge = uses.merge_or_reason(run, loaded, ["a", "c"])
     table = uses.merge_cosines(merge, {"q": delta_of(run, "b"), "r": delta_of(run, "a")})
     assert list(table.index) == ["a", "c", "merged"] and table.loc["a", "r"] == pytest.approx(1)
     assert table.loc["merged", "q"] == pytest.approx(cos(merge["measured"], delta_of(run, "b")), abs=1e-5)
@@ -149,12 +149,10 @@ def test_how_near_a_merge_is_to_what_was_asked_for(run, loaded):
 def test_a_merge_that_cannot_be_is_a_sentence(run, loaded):
     assert "it takes two plain LoRA adapters" in uses.merge_or_reason(run, loaded, ["a"])
     assert uses.merge_or_reason(run, loaded, ["a", "ia3"]).startswith("a and ia3 cannot be merged: ")
-    merge = uses.merge_or_reason(run, loaded, ["a", "c"])
-    assert merge["cosine"] == uses.merge_check(run, loaded, ["a", "c"])["cosine"]
 
 
 def test_a_merge_in_a_sentence_says_what_this_one_shows(run, loaded):
-    merge = uses.merge_check(run, loaded, ["a", "c"])
+    merge = uses.merge_or_reason(run, loaded, ["a", "c"])
     alone = {name: cos(merge["measured"], delta_of(run, name)) for name in "ac"}
     nearer = max(alone, key=alone.get)
     for error, said in ((0.04, "do what the sum"), (0.3, "come near to"), (0.7, "do something else than")):
@@ -165,19 +163,19 @@ def test_a_merge_in_a_sentence_says_what_this_one_shows(run, loaded):
 
 
 def test_what_cannot_be_merged_is_reported(run, loaded):
-    with pytest.raises(InputError, match="different names"):
-        uses.merge_check(run, loaded, ["a", "a"])
-    with pytest.raises(InputError, match="no adapter with a delta is called 'x'"):
-        uses.merge_check(run, loaded, ["a", "x"])
+    for names in (["a", "a"], ["a", "b", "c"]):
+        assert uses.merge_or_reason(run, loaded, names).startswith("Nothing was merged: it takes two")
+    reason = uses.merge_or_reason(run, loaded, ["a", "x"])
+    assert reason.startswith("a and x cannot be merged: no adapter with a delta is called 'x'")
 
 
 def test_of_some_layers_the_deepest_is_compared(pool, base, loaded, tmp_path):
     settings = dict(base_model=str(base), cache_dir=tmp_path / "deltas")
     every, some = (compute_deltas(pool, PROBES, layers=layers, **settings) for layers in ("all", [1, 2]))
-    both = uses.merge_check(some, loaded, ["a", "c"])["measured"]
-    last = uses.merge_check(every, loaded, ["a", "c"])
+    both = uses.merge_or_reason(some, loaded, ["a", "c"])["measured"]
+    last = uses.merge_or_reason(every, loaded, ["a", "c"])
     assert not np.allclose(both, last["measured"], atol=1e-3)
-    assert uses.merge_check(some, loaded, ["a", "c"])["error"] < 1
+    assert uses.merge_or_reason(some, loaded, ["a", "c"])["error"] < 1
 
 
 def test_deltas_that_add_up_to_zero_have_a_reason(base, loaded, tmp_path):

@@ -25,16 +25,18 @@ def title(figure) -> str:
     return figure.axes[0].get_title(loc="left")
 
 
+def asked(run, queries, truths):
+    cosines, domains = uses.query_cosines(run, queries), run.delta_set.domains
+    return uses.query_figure(cosines, domains, uses.query_accuracy(cosines, domains, truths))
+
+
 def test_the_pictures_say_what_is_in_the_tables(run, loaded):
     table = uses.additivity(run, loaded)
     nearer = int((table["cosine"] > table["single"]).sum())
     assert f"nearer than either in {nearer} of 6 pairs" in title(uses.additivity_figure(table))
     queries = {"one-a": folder_of(run, "a"), "two-b": folder_of(run, "b")}
-    figure = uses.query_figure(
-        uses.query_cosines(run, queries), run.delta_set.domains, {"one-a": "one", "two-b": "two"}
-    )
-    assert "query's domain in 1 of 2 queries" in title(figure)
-    merge = uses.merge_check(run, loaded, ["a", "c"])
+    assert "query's domain in 1 of 2 queries" in title(asked(run, queries, {"one-a": "one", "two-b": "two"}))
+    merge = uses.merge_or_reason(run, loaded, ["a", "c"])
     assert f"cosine {merge['cosine']:.3f} to the sum" in title(uses.merge_figure(merge))
 
 
@@ -42,7 +44,7 @@ def test_nothing_to_show_is_a_sentence(run, loaded):
     alone = dataclasses.replace(run, delta_set=run.delta_set.subset([0]))
     for figure in (
         uses.additivity_figure(uses.additivity(alone, loaded)),
-        uses.query_figure(uses.query_cosines(run, {}), run.delta_set.domains, {}),
+        asked(run, {}, {}),
         uses.merge_figure(uses.merge_or_reason(alone, loaded, ["a"])),
     ):
         assert len(figure.axes[0].texts) == 1 and not figure.axes[0].axison
@@ -52,7 +54,7 @@ def test_of_many_adapters_each_domain_has_one_point_for_a_query(run, monkeypatch
     queries, domains = {"one-a": folder_of(run, "a")}, run.delta_set.domains
     monkeypatch.setattr(figures, "MANY", 3)
     cosines = uses.query_cosines(run, queries)
-    figure = uses.query_figure(cosines, domains, {"one-a": "one"})
+    figure = asked(run, queries, {"one-a": "one"})
     points = [offsets[:, 0] for offsets in (c.get_offsets() for c in figure.axes[0].collections[:-1])]
     expected = [[cosines.iloc[0, [i for i, d in enumerate(domains) if d == domain]].max()] for domain in ("one", "two")]
     np.testing.assert_allclose(points, expected)

@@ -59,18 +59,16 @@ def centered(deltas: np.ndarray) -> np.ndarray:
     return rest
 
 
-def nearest(rows: np.ndarray, k: int, of: int | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (int64) and cosines (float64) of the `k` nearest, the nearest first, of equally near ones the first.
+def nearest(rows: np.ndarray, k: int, of: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (int64) and cosines (float64) of each row's `k` nearest others, two arrays (adapters, k).
 
-    `rows` (adapters, hidden) are `directions`. Without `of`: each row's nearest others, two arrays (adapters, k).
-    `of` a row's index: its nearest others; `of` any delta (hidden,): the rows nearest to it; two arrays (k,).
-    Exact: BLOCK rows at a time are compared with all, in the dtype of `rows`, and no more is there at once.
+    The nearest come first, of equally near ones the first. `rows` (adapters, hidden) are `directions`. `of` a row's
+    index: its alone, two arrays (k,). Exact: BLOCK rows at a time are compared with all, in the dtype of `rows`.
     """
     if of is not None:
-        own = None if np.ndim(of) else of
-        cosines = rows @ (directions(np.asarray(of)[None])[0] if own is None else rows[own])
+        cosines = rows @ rows[of]
         order = np.argsort(-cosines, kind="stable")
-        order = (order if own is None else order[order != own])[: max(0, k)]
+        order = order[order != of][: max(0, k)]
         return order, cosines[order].astype(np.float64)
     k = max(0, min(k, len(rows) - 1))
     found, values = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
@@ -85,9 +83,9 @@ def nearest(rows: np.ndarray, k: int, of: int | np.ndarray | None = None) -> tup
     return found, values
 
 
-def spread_sample(domains, most: int, seed: int = 0, unknown: bool = False) -> list[int]:
+def spread_sample(domains, most: int, unknown: bool = False) -> list[int]:
     """Indices of at most `most` adapters, of all domains alike, in order; `unknown`: also of those without a label."""
-    random, domains = np.random.default_rng(seed), np.asarray(domains, dtype=object)
+    random, domains = np.random.default_rng(0), np.asarray(domains, dtype=object)
     kinds = sorted(set(domains) - (set() if unknown else {UNKNOWN}))
     groups = [random.permutation(np.flatnonzero(domains == kind)).tolist() for kind in kinds]
     return sorted([i for turn in zip_longest(*groups) for i in turn if i is not None][:most])

@@ -14,7 +14,6 @@ of what an adapter is.
 
 import contextlib
 import errno
-import json
 import os
 import re
 import time
@@ -97,11 +96,8 @@ class Store:
 
     def keys(self) -> list[str]:
         """Ids of all adapters that have an entry, whole or damaged."""
-        try:
-            names = sorted(os.listdir(self.folder / "entries"))
-        except OSError:
-            return []
-        return [name.removesuffix(".json") for name in names if re.fullmatch(r"[0-9a-f]{12}\.json", name)]
+        names = (file.stem for file in (self.folder / "entries").glob("*.json"))
+        return sorted(name for name in names if re.fullmatch(r"[0-9a-f]{12}", name))
 
     def save(self, key: str, entry: dict, mean: np.ndarray, states: np.ndarray | None) -> None:
         """Write the arrays and then the entry, to which norm, shape and checksums are added."""
@@ -191,10 +187,7 @@ class Store:
             elif mean is not None and not np.array_equal(last, mean):
                 wrong.append((entry, self.array(key), "not the mean of its activations"))
         wrong += [({}, file, "no entry names it") for file in sorted({*self.folder.glob("[!.]*.npy")} - known)]
-        try:
-            same = json.loads(self._manifest.read_bytes())["adapters"] == json.loads(json.dumps(self.listed()))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            same = False
+        same = (read_checked(self._manifest) or {}).get("adapters") == self.listed()
         return wrong if same else [*wrong, ({}, self._manifest, "it does not list these entries")]
 
     def check_is_cache(self) -> None:

@@ -53,12 +53,12 @@ class Chance:
         return "hardly by chance" if low > 0 else f"not by chance alone, but its interval begins at {low:.2f}"
 
 
-def reliability(differences: np.ndarray, centered: bool = False, seed: int = 0) -> Reliability:
+def reliability(differences: np.ndarray, centered: bool = False) -> Reliability:
     """Split-half reliability of the cosines over the probes, from `differences` (adapters, probes, hidden) of a layer.
 
     All ways to split the probes in two are taken (of an odd number, one half has one more), or SPLITS random ones.
     """
-    (count, probes, _), random, found = differences.shape, np.random.default_rng(seed), []
+    (count, probes, _), random, found = differences.shape, np.random.default_rng(0), []
     if probes < 2 or count < 3:
         what = "two probes" if probes < 2 else "three adapters"
         return Reliability(np.nan, np.nan, 0, f"Reliability over probes needs at least {what}.")
@@ -92,12 +92,11 @@ def probe_spread(differences: np.ndarray) -> np.ndarray:
     The standard deviation over the probes, from `differences` (adapters, probes, hidden): infinite for a delta of zero,
     NaN for one probe. The mean of P such probes is off by about this over the square root of P.
     """
-    count, deltas = differences.shape[1], differences.mean(axis=1, dtype=np.float64)
-    if count < 2:
-        return np.full(len(deltas), np.nan)
-    away = np.sqrt(((differences - deltas[:, None]) ** 2).sum(axis=(1, 2)) / (count - 1))
-    sizes = norms(deltas)
-    return np.divide(away, sizes, out=np.full(len(sizes), np.inf), where=sizes > 0)
+    if differences.shape[1] < 2:
+        return np.full(len(differences), np.nan)
+    sizes = norms(differences.mean(axis=1, dtype=np.float64))
+    away = np.sqrt(differences.var(axis=1, ddof=1, dtype=np.float64).sum(axis=1))
+    return np.divide(away, sizes, out=np.full_like(sizes, np.inf), where=sizes > 0)
 
 
 def permutation_test(deltas: np.ndarray, domains, permutations: int = 999, seed: int = 0) -> Chance:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from ..analysis.tables import times
 from ..figures.collection import new_figure, sentence
@@ -27,8 +26,7 @@ def chance_figure(found: Chance):
     axis.axvspan(*found.interval, color=_RED, alpha=0.15, linewidth=0, label="their 95 % interval\nover adapters")
     title = f"Silhouette {found.score:.2f}, p = {found.p:.3f}: {found.verdict}"
     axis.set(xlabel="silhouette by domain", ylabel="labellings", title=title)
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    sns.despine(axis.figure)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return axis.figure
 
 
@@ -47,7 +45,7 @@ def trust_figure(found: pd.DataFrame):
         title = f"{flagged:,} of {len(found):,} deltas are too near to rounding"
     axis.set(xscale="log", xlabel="norm of the delta / noise", yticks=[], ylim=(-0.1, 1.1), title=title + "\n")
     axis.xaxis.set_major_formatter("{x:,.16g}")
-    sns.despine(axis.figure, left=True)
+    axis.spines.left.set_visible(False)
     return axis.figure
 
 
@@ -70,7 +68,7 @@ def grid_figure(grid: dict[bool, pd.DataFrame], choice: Choice):
             at = frame.columns.get_loc(choice.setting[1]), frame.index.get_loc(choice.setting[0])
             for colour, width in (("black", 3.5), ("white", 1.2)):  # seen on light and on dark fields
                 axis.plot(*at, "s", markersize=11, mfc="none", mec=colour, mew=width)
-        sns.despine(ax=axis, left=True, bottom=True)
+        axis.spines[:].set_visible(False)
     axes[-1].set_xlabel("layer (0 = embeddings)" + ("; framed: picked most often" if choice.setting else ""))
     figure.colorbar(image, ax=axes, label="silhouette by domain", shrink=0.8, pad=0.02)
     finding = f"Silhouettes {low:.2f} to {high:.2f}"
@@ -89,8 +87,7 @@ def count_figure(found: pd.DataFrame):
     axis.plot(found.index, found["mean"], color=BLUE, marker="o", markersize=4, label="deltas (band: worst to best)")
     axis.plot(found.index, found["centered"], color=ORANGE, marker="s", markersize=4, label="centered deltas")
     axis.set(xlabel="number of probes", ylabel="silhouette by domain", xticks=found.index[:: max(1, len(found) // 15)])
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     one, every = found["mean"].iloc[0], found["mean"].iloc[-1]
     axis.set_title(f"Silhouette {one:.2f} with one probe, {every:.2f} with all {found.index[-1]}")
-    sns.despine(axis.figure)
     return axis.figure

@@ -43,8 +43,6 @@ class Choice:
 
 def sampled(run: DeltaRun, most: int) -> DeltaRun:
     """The run with at most `most` of its adapters: all of them if there are no more, else those of `spread_sample`."""
-    if len(run.delta_set) <= most:
-        return run
     return replace(run, delta_set=run.delta_set.subset(spread_sample(run.delta_set.domains, most, unknown=True)))
 
 
@@ -85,12 +83,12 @@ def silhouette_grid(sets: dict[str, DeltaSet]) -> dict[bool, pd.DataFrame]:
     return {way: pd.DataFrame({name: silhouette_by_layer(each, way) for name, each in sets.items()}).T for way in ways}
 
 
-def by_probe_count(found: DeltaSet, layer: int = -1, seed: int = 0) -> pd.DataFrame:
+def by_probe_count(found: DeltaSet) -> pd.DataFrame:
     """The silhouette with fewer probes: a row for each number of them, over all subsets of it or SUBSETS random ones.
 
-    Columns mean, low, high (of the subsets) and centered (the mean of the centered deltas' silhouettes).
+    At the deepest layer; columns mean, low, high (of the subsets) and centered (the mean of the centered deltas').
     """
-    states, random, rows = found.differences_at(layer), np.random.default_rng(seed), []
+    states, random, rows = found.differences_at(-1), np.random.default_rng(0), []
     probes, every = states.shape[1], range(states.shape[1])
     for size in range(1, probes + 1):
         few = comb(probes, size) <= SUBSETS

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 _tokenizer = lru_cache(1)(AutoTokenizer.from_pretrained)  # read once: using it does not change it
 
 
+@torch.no_grad()
 def reference_activations(base_folder, probes, adapter_path=None, trust_remote_code=False) -> np.ndarray:
     """a(M), or a(B) without an adapter, in float32: (probes, layers + 1, hidden)."""
     trust = dict(trust_remote_code=trust_remote_code)
@@ -25,10 +26,9 @@ def reference_activations(base_folder, probes, adapter_path=None, trust_remote_c
         model = PeftModel.from_pretrained(model, adapter_path)
     model.eval()
     rows = []
-    with torch.no_grad():
-        for probe in probes:
-            out = model(**tokenizer(probe, return_tensors="pt"), output_hidden_states=True)
-            rows.append(torch.cat([states[:, -1] for states in out.hidden_states]).numpy())
+    for probe in probes:
+        out = model(**tokenizer(probe, return_tensors="pt"), output_hidden_states=True)
+        rows.append(torch.cat([states[:, -1] for states in out.hidden_states]).numpy())
     return np.stack(rows)
 
 

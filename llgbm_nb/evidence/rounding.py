@@ -12,6 +12,7 @@ half precision it is the largest `distance` from finer deltas. In float32 nothin
 
 import math
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ import pandas as pd
 
 from ..analysis.geometry import norms
 from ..analysis.tables import times
-from ..collection.adapters import Adapter
+from ..delta_set import DeltaSet
 from ..deltas import DeltaRun, compute_deltas
 from ..errors import InputError, first_sentence
 from ..forward.base import base_folder, difference_dtype, quiet_transformers
@@ -55,31 +56,30 @@ def noise_of(run: DeltaRun) -> np.ndarray:
     return np.array(run.cache.about_base()["noise"])
 
 
-def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
+def precision_check(run: DeltaRun, adapters: int) -> pd.DataFrame:
     """Some of the run's deltas beside others: relative error and cosine, a row for each of `adapters` adapters.
 
     A run in half precision is compared with one in float32, one in float32 with `computed_independently`, which rounds
     as much. The largest relative error of those well above the noise floor, and the largest distance, are kept for
     `trust`. `attrs["reason"]` says why if the others could not be computed, as for lack of memory.
     """
-    found, sample, rows, errors, distance, reason = run.delta_set, pick_sample(run, adapters), [], [], 0.0, ""
-    floor, half, deepest = noise_of(run)[-1], run.cache.config["dtype"] != "float32", found.layer_numbers[-1]
+    sample, rows, errors, distance, reason = pick_sample(run, adapters), [], [], 0.0, ""
+    floor, half, deepest = noise_of(run)[-1], run.cache.config["dtype"] != "float32", sample.layer_numbers[-1]
     try:
-        with tempfile.TemporaryDirectory() as empty:
-            if half and sample:
-                finer = measured_anew(run, sample, empty, "float32").delta_set
-                others = dict(zip(finer.paths, finer.deltas(), strict=True))
-            else:
-                others = {path: each[deepest] for path, each in computed_independently(run, sample).items()}
+        if half and len(sample):
+            with measured_anew(run, sample, "float32") as finer:
+                others = dict(zip(finer.delta_set.paths, finer.delta_set.deltas(), strict=True))
+        else:
+            others = {path: each[deepest] for path, each in computed_independently(run, sample).items()}
     except (InputError, RuntimeError, MemoryError, OSError) as error:
         others, reason = {}, first_sentence(error)
-    for adapter in (each for each in sample if each.path in others):
-        [ours] = found.subset([found.paths.index(adapter.path)]).deltas().astype(np.float64)  # the others are not read
-        theirs = others[adapter.path].astype(np.float64)
-        size, length, away = np.linalg.norm(theirs), np.linalg.norm(ours), float(np.linalg.norm(ours - theirs))
-        error = away / size if size else (0.0 if not length else np.inf)
-        rows.append((adapter.name, error, ours @ theirs / (size * length) if size * length else np.nan))
-        errors += [float(error)] if size > ENOUGH * floor else []
+    sample = sample.subset(i for i, path in enumerate(sample.paths) if path in others)
+    for name, path, ours in zip(sample.names, sample.paths, sample.deltas().astype(np.float64), strict=True):
+        theirs = others[path].astype(np.float64)
+        size, length, away = (float(np.linalg.norm(each)) for each in (theirs, ours, ours - theirs))
+        error = away / size if size else (np.inf if length else 0.0)
+        rows.append((name, error, ours @ theirs / (size * length) if size * length else np.nan))
+        errors += [error] if size > ENOUGH * floor else []
         distance = max(distance, away)
     if errors:
         run.cache.note_base(precision={"error": max(errors), "distance": distance, "adapters": len(errors)})
@@ -88,27 +88,26 @@ def precision_check(run: DeltaRun, adapters: int = 2) -> pd.DataFrame:
     return table
 
 
-def computed_independently(run: DeltaRun, adapters: list[Adapter]) -> dict[str, np.ndarray]:
+def computed_independently(run: DeltaRun, sample: DeltaSet) -> dict[str, np.ndarray]:
     """`reference_delta` of some of a run's adapters: {path: float32 (layers + 1, hidden)}."""
     folder, probes, trust = base_folder(run.settings.base_model), run.delta_set.probes, run.settings.trust_remote_code
     with quiet_transformers():
-        base = reference_activations(folder, probes, None, trust) if adapters else None
-        return {each.path: reference_delta(folder, probes, each.path, base, trust) for each in adapters}
+        base = reference_activations(folder, probes, None, trust) if len(sample) else None
+        return {path: reference_delta(folder, probes, path, base, trust) for path in sample.paths}
 
 
-def measured_anew(run: DeltaRun, adapters: list[Adapter], cache_dir: str, dtype: str) -> DeltaRun:
-    """The same measurement of some of a run's adapters, in another cache."""
-    return compute_deltas(adapters, list(run.delta_set.probes), replace(run.settings, cache_dir=cache_dir, dtype=dtype))
+@contextmanager
+def measured_anew(run: DeltaRun, sample: DeltaSet, dtype: str):
+    """The same measurement of some of a run's adapters, a `DeltaRun` in an empty cache, which is removed afterwards."""
+    with tempfile.TemporaryDirectory() as empty:
+        yield compute_deltas(sample.adapters, list(sample.probes), replace(run.settings, cache_dir=empty, dtype=dtype))
 
 
-def pick_sample(run: DeltaRun, sample: int) -> list[Adapter]:
+def pick_sample(run: DeltaRun, sample: int) -> DeltaSet:
     """`sample` of the run's adapters: new variants (LoRA, DoRA, …) first, then new configurations, then the rest."""
-    seen, ranked = set(), []
-    for i, kind in enumerate(run.delta_set.kinds):
-        both = kind.split()[0], kind  # a kind is a variant and its configuration
-        ranked.append((sum(each in seen for each in both), i))
-        seen.update(both)
-    return run.delta_set.subset(i for _, i in sorted(ranked)[:sample]).adapters
+    kinds = pd.Series(run.delta_set.kinds, dtype=object)  # each a variant and its configuration
+    known = kinds.duplicated().astype(int) + kinds.str.split(n=1).str[0].duplicated()
+    return run.delta_set.subset(known.to_numpy().argsort(kind="stable")[:sample])
 
 
 def trust_text(found: pd.DataFrame, precision: pd.DataFrame | None = None) -> str:

@@ -6,14 +6,14 @@ deltas mean is not looked at here.
 
 import json
 import os
-import tempfile
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 
 from ..analysis.geometry import norms
 from ..analysis.silhouettes import ALL_ZERO, silhouette, silhouette_by_layer
-from ..collection.adapters import Adapter
+from ..delta_set import DeltaSet
 from ..deltas import DeltaRun
 from ..errors import first_sentence
 from .rounding import at_most, computed_independently, measured_anew, pick_sample
@@ -28,14 +28,14 @@ def check_soundness(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
     "deterministic" and "correct" compute `sample` adapters again, of as many kinds as there are (0: not checked).
     `attrs["seconds"]` is what one of their deltas took, loading the base left out: the median, NaN if there is none.
     """
-    adapters, seconds, rows = pick_sample(run, sample), [], []
+    picked, seconds, rows = pick_sample(run, sample), [], []
     points = {
         "base activation": (_base_activation,), "manifest and files": (_manifest,), "norms": (_norms,),
-        "deterministic": (_deterministic, adapters, seconds), "domains": (_domains,), "correct": (_correct, adapters),
+        "deterministic": (_deterministic, picked, seconds), "domains": (_domains,), "correct": (_correct, picked),
     }  # fmt: skip
     for name, (check, *more) in points.items():
         try:
-            good, evidence = check(run, *more) if adapters or not more else (None, "no adapter was computed anew")
+            good, evidence = check(run, *more) if len(picked) or not more else (None, "no adapter was computed anew")
         except Exception as error:  # a check that cannot be made is a failed one, and the others are made
             good, evidence = False, f"{type(error).__name__}: {first_sentence(error)}"
         rows.append((name, RESULTS[good], evidence))
@@ -69,20 +69,19 @@ def _norms(run: DeltaRun) -> Checked:
     return bool(good), f"{sizes.min():.1f} to {sizes.max():.1f}, the base's is {base:.1f}"
 
 
-def _deterministic(run: DeltaRun, adapters: list[Adapter], seconds: list[float]) -> Checked:
-    kept, first = run.cache.cache_dir, _anew(run, adapters, seconds)
-    good = len(first) == 2 * len(adapters) + 2
+def _deterministic(run: DeltaRun, sample: DeltaSet, seconds: list[float]) -> Checked:
+    kept, first = run.cache.cache_dir, _anew(run, sample, seconds)
+    good = len(first) == 2 * len(sample) + 2
     # What is kept may be of another machine or number of threads, whose rounding differs: then two runs from here.
     if not all((kept / name).exists() and (kept / name).read_bytes() == content for name, content in first.items()):
-        good = good and _anew(run, adapters, seconds) == first
+        good = good and _anew(run, sample, seconds) == first
     same = "same bytes" if good else "NOT the same bytes"
-    return good, f"{len(adapters)} adapters again, from an empty cache: {same} in {len(first)} files"
+    return good, f"{len(sample)} adapters again, from an empty cache: {same} in {len(first)} files"
 
 
-def _anew(run: DeltaRun, adapters: list[Adapter], seconds: list[float]) -> dict:
-    """What measuring `adapters` again leaves in an empty cache: {file: content}; `seconds` grows by what it took."""
-    with tempfile.TemporaryDirectory() as folder:
-        anew = measured_anew(run, adapters, folder, run.settings.dtype)
+def _anew(run: DeltaRun, sample: DeltaSet, seconds: list[float]) -> dict:
+    """What measuring `sample` again leaves in an empty cache: {file: content}; `seconds` grows by what it took."""
+    with measured_anew(run, sample, run.settings.dtype) as anew:
         seconds += [record["seconds"] for record in anew.records if record["status"] == "computed"]
         root = anew.cache.cache_dir
         return {file.relative_to(root): file.read_bytes() for file in sorted(root.rglob("*.npy"))}
@@ -99,22 +98,19 @@ def _domains(run: DeltaRun) -> Checked:
     return True, f"silhouette by domain {last.score:.2f} at layer {deepest}; best {layers[best]:.2f} at layer {best}"
 
 
-def _correct(run: DeltaRun, adapters: list[Adapter]) -> Checked:
-    dtype, ours = run.cache.config["dtype"], run.delta_set  # as they are kept: a wrong entry of the cache is found, too
-    share, last, good = 2e-2 if dtype in ("bfloat16", "float16") else 1e-4, 0.0, True
-    with tempfile.TemporaryDirectory() as cache_dir:
-        if dtype.endswith("-plain"):
-            ours = measured_anew(run, adapters, cache_dir, "float32").delta_set
-        ours = ours.subset(ours.paths.index(adapter.path) for adapter in adapters)  # the others are not read
-        theirs = computed_independently(run, adapters)
-        for row, path in enumerate(ours.paths):
-            for layer in ours.layer_numbers:
-                norm = np.linalg.norm(theirs[path][layer])
-                error = np.linalg.norm(ours.deltas(layer)[row] - theirs[path][layer])
-                # Below the last layer a delta can be so small beside the base that float32's rounding shows.
-                good = good and error <= share * norm + 1e-6 * ours.base_norm(layer)
-            last = max(last, error / norm if norm else error)
+def _correct(run: DeltaRun, sample: DeltaSet) -> Checked:
+    dtype, theirs = run.cache.config["dtype"], computed_independently(run, sample)
+    share = 2e-2 if dtype in ("bfloat16", "float16") else 1e-4
+    with measured_anew(run, sample, "float32") if dtype.endswith("-plain") else nullcontext() as anew:
+        ours = anew.delta_set if anew else sample  # as they are kept: a wrong entry of the cache is found, too
+        good = ours.paths == sample.paths
+        for layer in ours.layer_numbers:
+            expected = np.stack([theirs[path][layer] for path in ours.paths])
+            errors, sizes = norms(ours.deltas(layer) - expected), norms(expected)
+            # Below the last layer a delta can be so small beside the base that float32's rounding shows.
+            good = good and (errors <= share * sizes + 1e-6 * ours.base_norm(layer)).all()
+    last = float(np.max(errors / np.where(sizes > 0, sizes, 1.0)))
     return bool(good and last <= share), (
-        f"{len(adapters)} adapters: within {at_most(max(last, 1e-4))} of the norm of an independent computation in "
+        f"{len(sample)} adapters: within {at_most(max(1e-4, last))} of the norm of an independent computation in "
         f"float32, other layers {'' if good else 'NOT '}within {at_most(share)} and rounding"
     )

@@ -48,7 +48,7 @@ class Head:
 
     norm: nn.Module = field(repr=False)
     weight: torch.Tensor = field(repr=False)  # (vocabulary, hidden); the base's own where that is float32
-    bias: torch.Tensor | None = field(repr=False)  # (vocabulary,)
+    bias: torch.Tensor = field(repr=False)  # (vocabulary,); zeros if the head has none
     scale: float  # of the product: `logit_scale` (Cohere), 1 / `logits_scaling` (Granite); 1 in other models
     softcap: float | None  # of the logits, as in Gemma-2
     layers: int  # the number of the model's last layer
@@ -60,9 +60,7 @@ class Head:
 
     def capped(self, raw: torch.Tensor) -> torch.Tensor:
         """The model's logits, with bias and softcap, from what `product` gave: float64, on the CPU."""
-        logits = raw.cpu().double()
-        if self.bias is not None:
-            logits = logits + self.scale * self.bias.cpu().double()
+        logits = raw.cpu().double() + self.scale * self.bias.cpu().double()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
@@ -97,12 +95,11 @@ def read_head(base: BaseModel) -> Head:
     norms = [module for module, x, y in calls if _alike(x, state, 0.0) and _alike(y, final)]
     if not norms and not _alike(state, final):
         raise InputError(f"{sorry}there is no norm between its last decoder layer and its last hidden state.")
-    bias = getattr(last, "bias", None)
+    bias = torch.zeros(len(last.weight)) if getattr(last, "bias", None) is None else last.bias.detach().float()
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     head = Head(
-        copy.deepcopy(norms[0]).float() if norms else nn.Identity(), last.weight.detach().float(),
-        None if bias is None else bias.detach().float(), scale, getattr(config, "final_logit_softcapping", None),
-        len(blocks), base.tokenizer,
+        copy.deepcopy(norms[0]).float() if norms else nn.Identity(), last.weight.detach().float(), bias, scale,
+        getattr(config, "final_logit_softcapping", None), len(blocks), base.tokenizer,
     )  # fmt: skip
     error = 1e-4 if state.dtype == torch.float32 else 0.05  # half precision is the model's, not this head's
     for rows in (final.float(), head.norm(state.float())):  # the head alone, and with our copy of the norm
@@ -126,26 +123,19 @@ class Scores:
     kl: float  # KL(adapter || what it is compared with) of the next token, in nats, mean over the probes
 
 
-def is_lens(head: Head, delta_set: DeltaSet, layer: int = -1) -> bool:
-    """Whether tokens at `layer` are read through the logit lens, an approximation: it is not the model's last layer.
-
-    Raises InputError for a layer that was not computed, and if the deltas are of a model of another shape.
-    """
-    if max(delta_set.layer_numbers) > head.layers or delta_set.base.shape[-1] != head.weight.shape[1]:
-        raise InputError("the deltas are not of this head's base; read the head of the base that they were computed on")
-    return delta_set.layer_number(layer) != head.layers
-
-
 def token_scores(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", centered=False, groups=None) -> Iterator:
     """The `Scores` of every adapter, one after the other: a few arrays (probes, vocabulary) are held at a time.
 
     `ranking` is one of RANKINGS: by share of the KL divergence, or by change of the raw logit. `centered`: beside the
     average adapter, a(B) + the mean of all differences, at the last layer the adapters' geometric mean distribution.
-    `groups`, arrays of indices: of each one's mean difference. Raises InputError as `is_lens`, and for another ranking.
+    `groups`, arrays of indices: of each one's mean difference. Raises InputError for another ranking, a layer that was
+    not computed, or deltas of a model of another shape.
     """
     if ranking not in RANKINGS:
         raise InputError(f"ranking is {ranking!r}; choose {' or '.join(RANKINGS)}")
-    lens, base, pool = is_lens(head, delta_set, layer), delta_set.base_at(layer), delta_set.differences_at(layer)
+    if max(delta_set.layer_numbers) > head.layers or delta_set.base.shape[-1] != head.weight.shape[1]:
+        raise InputError("the deltas are not of this head's base; read the head of the base that they were computed on")
+    base, pool = delta_set.base_at(layer), delta_set.differences_at(layer)
     mean = partial(np.mean, axis=0, dtype=np.float64)  # summed in float64, as there may be thousands
     origin, rounding = np.zeros_like(base), 0.0
     if centered and len(pool):
@@ -153,7 +143,7 @@ def token_scores(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", cen
         origin, rounding = mean(pool).astype(np.float32), ROUNDING * max(map(np.linalg.norm, pool))
     differences = pool if groups is None else [mean(pool[group]).astype(np.float32) for group in groups]
     differences = (each if np.linalg.norm(each - origin) > rounding else origin for each in differences)
-    return _compare(head, base, origin, differences, lens, ranking)
+    return _compare(head, base, origin, differences, delta_set.layer_number(layer) != head.layers, ranking)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +21,7 @@ from matplotlib.transforms import Bbox
 from ..analysis.geometry import MANY, Pairs, cluster_tree
 from ..analysis.silhouettes import Silhouette
 from ..collection.adapters import UNKNOWN
-from .styles import BLUE, GREY, ORANGE, SKY, domain_styles
+from .styles import BLUE, GREY, ORANGE, SKY, TSNE_AXES, domain_styles
 
 LABELS = 60  # above so many adapters, names on an axis would overlap and are left out
 MAP_LABELS = 500  # on a map each name looks for a free place; above so many adapters, only those of domains do
@@ -62,48 +63,43 @@ def _alone(figure):
     return figure
 
 
-def _plot(width: float, height: float):
-    figure = new_figure(width, height)
-    return figure, figure.add_subplot()
-
-
 def sentence(text: str):
     """A figure with a text only: why there is nothing to show."""
-    figure, axis = _plot(7, 1)
+    axis = new_figure(7, 1).add_subplot()
     axis.set_axis_off()
     axis.text(0, 0.5, text, fontsize=11, va="center")
-    return figure
+    return axis.figure
 
 
 def token_counts(counts: list[int], last_tokens: list[str], max_length: int):
     """A bar per probe: its token count, with its last token written at the end."""
-    figure, axis = _plot(7, 0.32 * len(counts) + 1.2)
+    axis = new_figure(7, 0.32 * len(counts) + 1.2).add_subplot()
     bars = axis.barh([f"probe {row}" for row in range(1, len(counts) + 1)], counts, color=BLUE, height=0.65)
     labels = [f"{count}, ends in {token!r}" for count, token in zip(counts, last_tokens, strict=True)]
     axis.bar_label(bars, labels, padding=3, fontsize=9)
-    axis.set(xlabel="tokens", xlim=(0, max(counts) * 1.45))
-    axis.set_title(f"All {len(counts)} probes fit: at most {max(counts)} of {max_length} tokens")
+    title = f"All {len(counts)} probes fit: at most {max(counts)} of {max_length} tokens"
+    axis.set(xlabel="tokens", xlim=(0, max(counts) * 1.45), title=title)
     axis.invert_yaxis()
-    return figure
+    return axis.figure
 
 
 def base_norms(states: np.ndarray):
     """||a(B)|| at every layer, a thin line per probe and their mean; `states` is (probes, layers + 1, hidden)."""
     norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
-    figure, axis = _plot(7, 3.2)
+    axis = new_figure(7, 3.2).add_subplot()
     [mean], probes = axis.plot(norms.mean(axis=0), color=SKY, lw=5), axis.plot(norms.T, color="#333333", lw=0.6)
     axis.legend([mean, probes[0]], ["mean", "one probe"], **_AT_RIGHT)
     axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("")
     axis.set_title(f"The base's hidden state: norm {norms[:, -1].mean():.0f} after the final norm")
-    return figure
+    return axis.figure
 
 
 def probe_similarity(cosines: np.ndarray):
     """Cosine between the probes' hidden states at one layer: (probes, probes)."""
     count = len(cosines)
-    figure, axis = _plot(min(7, 0.45 * count + 3), min(6, 0.4 * count + 2))
+    axis = new_figure(min(7, 0.45 * count + 3), min(6, 0.4 * count + 2)).add_subplot()
     names = [f"probe {i + 1}" for i in range(count)]
     sns.heatmap(
         cosines, ax=axis, cmap="viridis", vmin=min(0, cosines.min()), vmax=1, square=True, annot=count <= 15, fmt=".2f",
@@ -114,7 +110,7 @@ def probe_similarity(cosines: np.ndarray):
     pairs = cosines[~np.eye(count, dtype=bool)]
     spread = sorted({f"{pairs.min():.2f}", f"{pairs.max():.2f}"}, key=float) if count > 1 else ["of one probe only"]
     axis.set_title(f"The probes to the base: cosine {' to '.join(spread)}")
-    return figure
+    return axis.figure
 
 
 def norms(values, domains, base_norm: float):
@@ -123,7 +119,7 @@ def norms(values, domains, base_norm: float):
     if not len(values):
         return sentence("There are no deltas to show.")
     styles = domain_styles(domains)
-    figure, axis = _plot(7, (0.5 if len(styles) <= KEYS_IN_A_COLUMN else 0.25) * len(styles) + 1.4)
+    axis = new_figure(7, (0.5 if len(styles) <= KEYS_IN_A_COLUMN else 0.25) * len(styles) + 1.4).add_subplot()
     size, alpha = (40, 0.85) if len(values) <= MANY else (8, 0.4)
     for row, (domain, (colour, marker)) in enumerate(styles.items()):
         mine = values[domains == domain]
@@ -131,26 +127,21 @@ def norms(values, domains, base_norm: float):
         axis.scatter(mine, spread, color=colour, marker=marker, s=size, alpha=alpha, linewidth=0)
         axis.plot([np.median(mine)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.2)
     axis.set(yticks=range(len(styles)), yticklabels=list(styles), ylim=(len(styles) - 0.5, -0.5))
-    axis.set(xlabel="norm of the delta at the last layer (bar: median)", xlim=(0, values.max() * 1.08))
     low, high = values.min(), values.max()
+    axis.set(xlabel="norm of the delta at the last layer (bar: median)", xlim=(0, high * 1.08))
     share = f"{100 * low / base_norm:.0f}–{100 * high / base_norm:.0f} % of the base's {base_norm:.0f}"
     axis.set_title(f"Deltas of norm {low:.1f} to {high:.1f}: {share}")
-    return figure
+    return axis.figure
 
 
-def tsne_map(points: np.ndarray | None, names, domains, score: Silhouette):
-    """The t-SNE map, coloured by domain; `points` is (adapters, 2) or None."""
+def projection_map(points, names, domains, score: Silhouette, axes=TSNE_AXES, where: str = "at the last layer"):
+    """A map by domain: `points` (adapters, 2) are `analysis.tsne`'s (None: too few adapters), or others with `axes`."""
     if points is None:
         return sentence(f"A t-SNE map needs at least four adapters; there are {len(names)} here.")
-    return projection_map(points, names, domains, score, ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"))
-
-
-def projection_map(points, names, domains, score: Silhouette, axes: tuple[str, str], where: str = "at the last layer"):
-    """A map of any projection, (adapters, 2), with the titles of its axes, coloured by domain."""
     if not len(points):
         return sentence("There are no deltas to show.")
     domains, many = np.asarray(domains, dtype=object), len(names) > MANY
-    figure, axis = _plot(7.2, 4.8)
+    axis = new_figure(7.2, 4.8).add_subplot()
     points_of = dict(s=55 if len(names) <= 100 else 6 if many else 25, edgecolor="#333333", lw=0 if many else 0.4)
     for domain, (colour, marker) in domain_styles(domains).items():
         axis.scatter(*points[domains == domain].T, color=colour, marker=marker, label=domain, **points_of)
@@ -165,7 +156,7 @@ def projection_map(points, names, domains, score: Silhouette, axes: tuple[str, s
         largest = [domain for domain in _largest(domains) if domain != UNKNOWN]
         middles = np.array([np.median(points[domains == domain], axis=0) for domain in largest]).reshape(-1, 2)
         _label_points(axis, middles, largest, outline=True)
-    return figure
+    return axis.figure
 
 
 def _label_points(axis, points: np.ndarray, names, outline: bool = False) -> None:
@@ -267,7 +258,7 @@ def silhouette_bars(score: Silhouette, names, domains):
     domains, samples, styles = np.asarray(domains, dtype=object), score.samples, domain_styles(domains)
     order = np.lexsort((-samples, [list(styles).index(domain) for domain in domains]))
     order = order[np.isfinite(samples[order])]
-    figure, axis = _plot(7, min(8.0, 0.2 * len(order) + 1.5))
+    axis = new_figure(7, min(8.0, 0.2 * len(order) + 1.5)).add_subplot()
     for domain in dict.fromkeys(domains[order]):
         rows, colour = np.flatnonzero(domains[order] == domain), styles[domain][0]
         if len(order) <= MANY:
@@ -283,25 +274,23 @@ def silhouette_bars(score: Silhouette, names, domains):
     domain_key(axis, domains[domains != UNKNOWN], patches=True)
     below = int((samples[order] < 0).sum())
     axis.set_title(f"Silhouette {score.score:.2f}; {below:,} of {len(order):,} adapters lie nearer to another domain")
-    sns.despine(figure, left=True)
-    return figure
+    sns.despine(ax=axis, left=True)
+    return axis.figure
 
 
 def silhouette_layers(plain, centered):
     """The silhouette at every layer, of the deltas as they are and centered (two series of equal index)."""
     if not np.isfinite(plain).any():
         return sentence("A silhouette needs at least two domains, one of them with two adapters.")
-    figure, axis = _plot(7, 3.2)
-    label = "centered (minus the\npool's mean delta)"
-    axis.plot(plain.index, plain, color=BLUE, marker="o", markersize=3.5, label="deltas")
-    axis.plot(centered.index, centered, color=ORANGE, marker="s", markersize=3.5, label=label)
+    axis = new_figure(7, 3.2).add_subplot()
+    axis.plot(plain, color=BLUE, marker="o", markersize=3.5, label="deltas")
+    axis.plot(centered, color=ORANGE, marker="s", markersize=3.5, label="centered (minus the\npool's mean delta)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.axhline(0, color="black", linewidth=0.6)
-    axis.set(xlabel="layer (0 = embeddings)", ylabel="silhouette by domain")
+    title = f"Silhouette {plain.iloc[-1]:.2f} at the last layer, best {plain.max():.2f} at layer {plain.idxmax()}"
+    axis.set(xlabel="layer (0 = embeddings)", ylabel="silhouette by domain", title=title)
     axis.legend(**_AT_RIGHT)
-    last, best = f"{plain.iloc[-1]:.2f} at the last layer", f"{plain.max():.2f} at layer {plain.idxmax()}"
-    axis.set_title(f"Silhouette {last}, best {best}")
-    return figure
+    return axis.figure
 
 
 def losses(records: list[dict]):
@@ -310,11 +299,10 @@ def losses(records: list[dict]):
     figure = new_figure(2.6 * len(styles) + 1, 3)
     axes = dict(zip(styles, figure.subplots(1, len(styles), sharey=True, squeeze=False)[0], strict=True))
     for record in records:
-        axis, values = axes[record["domain"]], np.array(record["losses"])
-        colour, width = styles[record["domain"]][0], min(8, len(values))
-        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-        axis.plot(np.arange(1, len(values) + 1), values, color=colour, alpha=0.2, linewidth=0.8)
-        axis.plot(np.arange(width, len(values) + 1), smooth, color=colour, linewidth=1.6)
+        axis, values = axes[record["domain"]], pd.Series(record["losses"], range(1, len(record["losses"]) + 1))
+        colour = styles[record["domain"]][0]
+        axis.plot(values, color=colour, alpha=0.2, linewidth=0.8)
+        axis.plot(values.rolling(min(8, len(values))).mean(), color=colour, linewidth=1.6)
         axis.set(xlabel="step", title=record["domain"])
     next(iter(axes.values())).set(ylabel="loss per response token (nats)", ylim=(0, None))
     return figure

@@ -4,15 +4,14 @@ Every control is observed, and one Plotly figure is changed in place. There is n
 runs now and then. Run headless, the explorer leaves a picture of its first map.
 """
 
-import base64
 import html
-import io
 from functools import lru_cache, partial
 from pathlib import Path
 
 import anywidget
 import ipywidgets as widgets
 import numpy as np
+from IPython.core.pylabtools import print_figure
 
 from ..analysis.geometry import centered, nearest
 from ..analysis.silhouettes import silhouette
@@ -30,17 +29,12 @@ class _Surroundings(anywidget.AnyWidget):
     _esm, _css = Path(__file__).with_suffix(".js"), Path(__file__).with_suffix(".css")
 
 
-def explore(delta_set: DeltaSet) -> "Explorer":
+class Explorer(widgets.VBox):
     """The explorer of a set of deltas, to be a cell's last value.
 
     `.layer`, `.probes`, `.projection`, `.centered` and `.color` are its controls (ipywidgets), `.select(i)` does what a
     click on adapter i does, and `.view` holds the numbers of the picture (`View`).
     """
-    return Explorer(delta_set)
-
-
-class Explorer(widgets.VBox):
-    """See `explore`. Its state is the settings of its controls, the view they give, and which adapter is selected."""
 
     def __init__(self, delta_set: DeltaSet):
         self.delta_set, self.selected = delta_set, None
@@ -49,10 +43,10 @@ class Explorer(widgets.VBox):
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
         self._tsne = lru_cache(64)(self._map_of)
         self._rows = maps.heatmap_rows(delta_set.domains)  # adapters of each row of the heatmap
-        numbers = delta_set.layer_numbers
+        numbers, last = delta_set.layer_numbers, delta_set.layer_numbers[-1]
         self.layer = widgets.SelectionSlider(
-            options=[(_layer_name(number, numbers), number) for number in numbers], value=numbers[-1],
-            description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
+            options=[("0 (embeddings)" if n == 0 else f"{n} (last)" if n == last else str(n), n) for n in numbers],
+            value=last, description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
         )  # fmt: skip
         box = partial(widgets.Checkbox, value=True, indent=False, layout={"width": "20px"})
         self.probes = tuple(box(tooltip=text) for text in delta_set.probes)
@@ -62,7 +56,7 @@ class Explorer(widgets.VBox):
         )
         self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
         self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px"})
-        self.view = maps.view_of(self.deltas(numbers[-1]), delta_set.domains, False)
+        self.view = maps.view_of(self.deltas(last), delta_set.domains, False)
         traces, layout = self._picture()
         curve, axis = self._silhouettes()
         self.figure = explorer_figure.new_figure(delta_set, self._rows, traces | curve, layout | axis)
@@ -183,17 +177,15 @@ class Explorer(widgets.VBox):
     def _clear(self) -> None:
         """No picture: there is nothing to show."""
         empty = {name: dict(x=[], y=[]) for name in (*self._maps, "ring", "here")}
-        curve = dict(y=[None] * len(self.delta_set.layer_numbers))
         with self.figure.batch_update():
-            self._change(empty | {"curve": curve, "heatmap": dict(visible=False)})
+            self._change(empty | {"curve": dict(y=[]), "heatmap": dict(visible=False)})
             self._frame.visible = False
         self.nearest.value = ""
 
     def _headline(self) -> str:
         score, few = self.view.score, len(self.delta_set) < 4
         about = [
-            _count(self.delta_set), f"layer {_layer_name(self.layer.value, self.delta_set.layer_numbers)}",
-            f"{len(self.chosen)} of {len(self.probes)} probes",
+            _count(self.delta_set), f"layer {self.layer.label}", f"{len(self.chosen)} of {len(self.probes)} probes",
             "centered" if self.centered.value else "deltas as they are",
             "PCA (t-SNE needs four adapters)" if self.projection.value == "t-SNE" and few else self.projection.value,
         ]  # fmt: skip
@@ -229,11 +221,10 @@ class Explorer(widgets.VBox):
     def _repr_mimebundle_(self, **options):
         """The widget, and for where there is no kernel a picture of the map as it is now, and its headline."""
         bundle = super()._repr_mimebundle_(**options)
-        found, seen, picture = self.delta_set, self.view, io.BytesIO()
-        where = f"at layer {_layer_name(self.layer.value, found.layer_numbers)}"
-        figure = collection.projection_map(seen.points, found.names, found.domains, seen.score, seen.axes, where)
-        figure.savefig(picture, format="png", dpi=100, bbox_inches="tight")
-        bundle["image/png"] = base64.b64encode(picture.getvalue()).decode()
+        found, seen, where = self.delta_set, self.view, f"at layer {self.layer.label}"
+        if seen:  # not after an error
+            figure = collection.projection_map(seen.points, found.names, found.domains, seen.score, seen.axes, where)
+            bundle["image/png"] = print_figure(figure, base64=True)
         bundle["text/plain"] = "explorer: " + self.headline.value.replace("<b>", "").replace("</b>", "")
         return bundle
 
@@ -242,5 +233,4 @@ def _count(delta_set: DeltaSet) -> str:
     return f"{len(delta_set)} adapter{'' if len(delta_set) == 1 else 's'}"
 
 
-def _layer_name(number: int, numbers) -> str:
-    return "0 (embeddings)" if number == 0 else f"{number} (last)" if number == max(numbers) else str(number)
+explore = Explorer  # what a notebook does with it

@@ -19,17 +19,15 @@ _RED = "#d00000"
 
 def new_figure(found: DeltaSet, rows: list[np.ndarray], traces: dict[str, dict], layout: dict) -> go.FigureWidget:
     """The figure with its numbers in it: `traces` and `layout` are changes to what is always there, as of `picture`."""
-    every = {trace.meta: trace for trace in _traces(found, rows)}
-    for name, change in traces.items():
-        every[name].update(change)
-    return go.FigureWidget([*every.values()], _layout(found, rows).update(layout))
+    every = [trace.update(traces.get(trace.meta)) for trace in _traces(found, rows)]
+    return go.FigureWidget(every, _layout(found, rows).update(layout))
 
 
 def picture(found: DeltaSet, rows: list[np.ndarray], seen: maps.View, layer: int, by_norm: bool) -> tuple[dict, dict]:
     """What makes the figure one of a view: the changes of its traces, by name, and those of its layout."""
     others = 3 if len(found) < maps.WEBGL else 0  # of very many, a click says which are nearest
     texts = maps.hover_texts(found.names, found.domains, found.kinds, seen, others)
-    styles, ranges = domain_styles(found.domains), maps.limits(seen.points)
+    styles = domain_styles(found.domains)
     traces = {
         "heatmap": dict(visible=True, z=maps.heatmap(seen.directions, rows)),
         "here": dict(x=[layer], y=[number(seen.score.score)]),
@@ -41,8 +39,7 @@ def picture(found: DeltaSet, rows: list[np.ndarray], seen: maps.View, layer: int
             marker=dict(coloraxis=axis, color=colour),
         )  # fmt: skip
         traces[f"key {domain}"] = dict(marker=dict(color=INK if by_norm else styles[domain][0]))
-    layout = {f"{axis}axis": dict(title_text=seen.axes[i], range=ranges[i]) for i, axis in enumerate("xy")}
-    return traces, layout | {"coloraxis2": dict(showscale=by_norm)}
+    return traces, maps.map_axes(seen) | {"coloraxis2": dict(showscale=by_norm)}
 
 
 def number(value: float) -> float | None:
@@ -68,7 +65,7 @@ def _traces(found: DeltaSet, rows: list[np.ndarray]) -> list:
             hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
         ),
         go.Scatter(
-            meta="curve", x=list(numbers), y=[None] * len(numbers), mode="lines", line_color=INK,
+            meta="curve", x=list(numbers), y=[], mode="lines", line_color=INK,
             hovertemplate="layer %{x}: %{y:.3f}<extra></extra>", **above,
         ),
         go.Scatter(

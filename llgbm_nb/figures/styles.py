@@ -25,6 +25,7 @@ FILE = Path(os.environ.get("LLGBM_NB_DOMAINS") or ROOT / "reports" / "domains.js
 BLUE, ORANGE, SKY, GREY = "#0072b2", "#e69f00", "#56b4e9", "#999999"
 COLOURS = ("#cc79a7", BLUE, ORANGE, "#d55e00", "#009e73", SKY)
 MARKERS = "osD^vPX"
+TSNE_AXES = ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
 _unwritten: dict[str, dict] = {}  # what this process has given out and could not write
 
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from ..analysis import geometry
 from ..analysis.projection import pca, tsne, turned
 from ..analysis.silhouettes import ALL_ALIKE, ALL_ZERO, Silhouette, silhouette
-from .styles import domain_styles
+from .styles import TSNE_AXES, domain_styles
 
 PROJECTIONS = ("PCA", "t-SNE")
 CELLS = 250  # rows of a heatmap; about as many as there are pixels for
@@ -50,7 +50,7 @@ def view_of(deltas: np.ndarray, domains, centered: bool, projection: str = "PCA"
         same = like is not None and like.axes[0].startswith("principal")
         points = turned(points, like.points if same else None, mirror_only=True)
     else:
-        points, axes = turned(points, like and like.points), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
+        points, axes = turned(points, like and like.points), TSNE_AXES
     return View(points, axes, geometry.norms(deltas), geometry.directions(compared), score)
 
 
@@ -102,10 +102,7 @@ def point_kind(count: int) -> type:
 
 
 def heatmap_rows(domains) -> list[np.ndarray]:
-    """The adapters (indices) of each row of the heatmap: one, or of more than CELLS several of the same domain.
-
-    The domains follow one another as in the legend.
-    """
+    """The heatmap's rows, by domain as in the legend: one adapter (index) each, of more than CELLS several."""
     together = -(-len(domains) // CELLS)
     return [mine[i : i + together] for mine in by_domain(domains).values() for i in range(0, len(mine), together)]
 
@@ -129,10 +126,10 @@ def row_names(rows: list[np.ndarray], names) -> list[str]:
     return [plain(names[row[0]]) + (f" … {plain(names[row[-1]])} ({len(row)})" if len(row) > 1 else "") for row in rows]
 
 
-def limits(points: np.ndarray) -> list[list[float]]:
-    """Ranges of both axes that show every point with a margin, also where all points are one."""
-    if not len(points):
-        return [[-1, 1], [-1, 1]]
+def map_axes(seen: View) -> dict[str, dict]:
+    """The map's axes for Plotly: titles, and ranges that show every point with a margin, also where all are one."""
+    points = seen.points if len(seen.points) else np.zeros((1, 2))
     low, high = points.min(axis=0), points.max(axis=0)
     margin = np.maximum(0.08 * (high - low), 0.08 * (high - low).max() or 1.0)
-    return [[float(a), float(b)] for a, b in zip(low - margin, high + margin, strict=True)]
+    ranges = np.transpose([low - margin, high + margin]).tolist()
+    return {f"{axis}axis": dict(title_text=seen.axes[i], range=ranges[i]) for i, axis in enumerate("xy")}

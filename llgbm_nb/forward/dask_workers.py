@@ -146,8 +146,7 @@ class Workers(contextlib.AbstractContextManager):
 
 def _groups(adapters: list[Adapter], workers: int) -> list[list[Adapter]]:
     """Adapters of a kind together, as they share passes; those for PEFT last, as the twin is dropped for them."""
-    kinds = [(not is_lora(adapter.kind), adapter.kind, number) for number, adapter in enumerate(adapters)]
-    order = [adapters[number] for *_, number in sorted(kinds)]
+    order = sorted(adapters, key=lambda adapter: (not is_lora(adapter.kind), adapter.kind))
     size = max(1, min(GROUP, len(order) // max(1, 2 * workers)))
     return [order[start : start + size] for start in range(0, len(order), size)]
 

@@ -21,7 +21,7 @@ from .checkpoint import load_checkpoint
 from .memory import hand_back_memory, keep_freed_memory
 from .packing import pack_probes
 from .peft_route import IN_BATCHES, BaseChanged, adapted_states, applied, base_state, read_config
-from .stacked_route import Measured, NotStacked, StackedRoute
+from .stacked_route import Measured, StackedRoute
 from .states import last_token_states, one_by_one_states, tokenize
 
 PEFT, FULL = "PEFT", "full model"
@@ -55,8 +55,8 @@ class Engine:
         """Every adapter's outcome as soon as there is one: plain LoRA first, in groups, then the others one by one."""
         others: list[Adapter] = []
         for outcome in self._stacked.measure(adapters):
-            if isinstance(outcome, NotStacked):
-                others.append(outcome.adapter)
+            if isinstance(outcome, Adapter):
+                others.append(outcome)
             else:
                 yield outcome
         outcome = None  # it holds the last adapter's states
@@ -82,7 +82,9 @@ class Engine:
         try:
             _ = adapter.files  # says what is missing
             if adapter.is_checkpoint:
-                differences = self._of_checkpoint(adapter)
+                model = load_checkpoint(adapter, self._base, self._settings.trust_remote_code)
+                states = last_token_states(model, self._ids, self._base.device)
+                differences = states[:, self._layers] - self.base_states
             else:
                 check_tokenizer(adapter, self._base.tokenizer)
                 base = self._base_as(adapter)
@@ -97,16 +99,12 @@ class Engine:
             reason = f"{type(error).__name__}: {first_sentence(error)}"
             spoiled = base_state(self._base.model) != self._state
         if spoiled:  # outside of the handlers, whose errors hold on to the old model
-            wrapped = None
+            wrapped = model = None
             self._load_again()
         seconds = time.perf_counter() - start
         if differences is None:
             return Measured(adapter, route, seconds, reason=reason)
         return Measured(adapter, route, seconds, differences, "", f"{len(self._ids)} probes")
-
-    def _of_checkpoint(self, adapter: Adapter) -> np.ndarray:
-        model = load_checkpoint(adapter, self._base, self._settings.trust_remote_code)
-        return last_token_states(model, self._ids, self._base.device)[:, self._layers] - self.base_states
 
     def _base_as(self, adapter: Adapter) -> np.ndarray:
         """a(B) at all layers, in passes of the shape that PEFT's kind of adapter is measured in."""

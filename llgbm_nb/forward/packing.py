@@ -84,16 +84,10 @@ def packed_states(body: nn.Module, pack: Pack, copies: int, layers: list[int]) -
     `body` is a causal LM's, whose decoder layers get their input first (or as `hidden_states`), and which tells probes
     in one row apart by their `position_ids`. That is transformers' convention; the engine checks it on each base.
     """
-    row, deepest = (copies, -1), max(layers)
-    with _by_probe(body, pack), _last_tokens_read(body, pack, layers) as states:
-        try:
-            out = body(
-                input_ids=pack.ids.expand(row), position_ids=pack.positions.expand(row), attention_mask=None,
-                use_cache=False,
-            )  # fmt: skip
-            states[deepest] = out.last_hidden_state[:, pack.last].float()
-        except _LayersRead:
-            pass
+    ids, positions = pack.ids.expand(copies, -1), pack.positions.expand(copies, -1)
+    with _by_probe(body, pack), _last_tokens_read(body, pack, layers) as states, contextlib.suppress(_LayersRead):
+        out = body(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False)
+        states[max(layers)] = out.last_hidden_state[:, pack.last].float()
     return torch.stack([states[layer] for layer in layers], dim=2)
 
 
@@ -119,17 +113,13 @@ def _last_tokens_read(body: nn.Module, pack: Pack, layers: list[int]) -> Iterato
         out[:, pack.last] = y
         return out
 
-    hooks = [
-        block.register_forward_pre_hook(partial(read, layer), with_kwargs=True)
-        for layer, block in enumerate(blocks[: deepest + 1])
-    ]
-    if deepest == len(blocks) and _is_rowwise(mlp := getattr(blocks[-1], "mlp", None)):
-        hooks += [mlp.register_forward_pre_hook(keep_last), mlp.register_forward_hook(spread)]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer, block in enumerate(blocks[: deepest + 1]):
+            hooks.enter_context(block.register_forward_pre_hook(partial(read, layer), with_kwargs=True))
+        if deepest == len(blocks) and _is_rowwise(mlp := getattr(blocks[-1], "mlp", None)):
+            hooks.enter_context(mlp.register_forward_pre_hook(keep_last))
+            hooks.enter_context(mlp.register_forward_hook(spread))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _is_rowwise(mlp: nn.Module | None) -> bool:

@@ -134,8 +134,7 @@ def _restore(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> Non
     """Put the modules back that PEFT has replaced, all or (after an error) some, and take its hooks off them."""
     for name, module in modules.items():
         if name and model.get_submodule(name) is not module:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module)
+            model.set_submodule(name, module)
         for table in (module._forward_hooks, module._forward_pre_hooks):
             for number, hook in list(table.items()):  # transformers has its own, which stay
                 if str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("peft"):

@@ -4,7 +4,7 @@
 
 Before it is used on a base, its own pass is held against transformers', and it is checked that an adapter's bits depend
 neither on its place in a pass nor on its neighbours. Memory that runs out halves the group. What cannot go this way
-comes out as `NotStacked`; this module knows nothing of what becomes of it.
+comes out as the adapter that it was; this module knows nothing of what becomes of it.
 """
 
 import time
@@ -44,29 +44,14 @@ class Measured:
     shape: str = ""  # of the pass: "2 adapters x 182 tokens"
 
 
-@dataclass(frozen=True)
-class NotStacked:
-    """An adapter that another route has to measure."""
-
-    adapter: Adapter
-
-
-class _Failure:
-    """What is kept of an error: the error itself holds on to the tensors of its pass."""
-
-    def __init__(self, error: Exception):
-        self.reason, self.is_memory = first_sentence(error), out_of_memory(error)
-
-
 _Plain = tuple[Adapter, Lora]  # one that has been read, and is plain LoRA
 
 
 class StackedRoute:
     """Measures plain LoRA adapters on `base`, `copies` at a time; fewer once memory has run out.
 
-    `packs` are the probes in rows, `layers` the layer numbers, ascending, and `base_states` a(B) there, float32
-    (probes, layers, hidden). `low` is the dtype of difference propagation, or None. `note` is called with sentences
-    that the user should read.
+    `layers` are layer numbers, ascending, and `base_states` is a(B) there, float32 (probes, layers, hidden). `low` is
+    as in `Twin`. `note` is called with sentences that the user should read.
     """
 
     def __init__(
@@ -75,17 +60,18 @@ class StackedRoute:
     ):  # fmt: skip
         self._base, self._packs, self._layers, self._low, self._note = base, packs, layers, low, note
         self._base_states, self.copies = base_states, copies
+        self._read_lora = LoraReader(base.model)
         self._unusable = False  # found out with the first adapter
         self.drop()
 
-    def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured | NotStacked]:
-        """Every adapter's outcome, in groups as soon as there is one; not in the order of `adapters`."""
+    def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured | Adapter]:
+        """Every adapter's outcome, or the adapter itself if another route has to measure it; in any order."""
         waiting: dict[int, list[_Plain]] = {}
         for each in self._read(adapters):
             if not isinstance(each, tuple):
                 yield each
             elif self._unusable:  # it was lost on the way, to memory
-                yield NotStacked(each[0])
+                yield each[0]
             else:
                 block = waiting.setdefault(self._twin.together(each[1]), [])
                 block.append(each)
@@ -93,46 +79,43 @@ class StackedRoute:
                     yield from self._measure_block(block[:])
                     block.clear()
         for block in filter(None, waiting.values()):
-            yield from self._measure_block(block)
+            yield from self._measure_block(block) if self.is_usable() else (adapter for adapter, _ in block)
 
     def is_usable(self) -> bool:
         """Whether adapters can be stacked on this base: found out once, by comparing the base's own pass."""
         while self._twin is None and not self._unusable:
-            failure = None
             try:
                 blocks_of(self._base.body)  # raises where there is no list of layers
                 self._twin = Twin(self._base.body, self._base.device, self._low)
-                self._read_lora = LoraReader(self._base.model)
                 self._measure_base()
-            except Exception as error:  # an architecture of its own: any kind of error can come out of its forward pass
-                failure = _Failure(error)
-            if failure is None:
                 break
-            self.drop()
-            if failure.is_memory and self.copies > 1:
+            except Exception as error:  # an architecture of its own: any kind of error can come out of its forward pass
+                reason, is_memory = first_sentence(error), out_of_memory(error)
+            self.drop()  # with no error at hand, which would hold on to the tensors of its pass
+            if is_memory and self.copies > 1:
                 self._halve()
             else:
-                self._note(f"every adapter goes through PEFT, one at a time: {failure.reason}")
+                self._note(f"every adapter goes through PEFT, one at a time: {reason}")
                 self._unusable = True
         return not self._unusable
 
     def drop(self) -> None:
         """Free the twin: its laid-out weights and records. It is made again when it is needed."""
         held = getattr(self, "_twin", None) is not None
-        self._twin = self._read_lora = None
+        self._twin: Twin | None = None
         self._twin_base: dict[Pack, torch.Tensor] = {}  # a(B) on the twin: float32 (probes, layers, hidden)
         self._chunks = [self._packs]  # the packs that difference propagation can hold records of at once
         if held:
             hand_back_memory()
 
-    def _read(self, adapters: Iterable[Adapter]) -> Iterator[Measured | NotStacked | _Plain]:
+    def _read(self, adapters: Iterable[Adapter]) -> Iterator[Measured | Adapter | _Plain]:
         """Adapters that are plain LoRA, read from disk some ahead of their turn."""
         with ThreadPoolExecutor(1, "reader") as reader:
             ahead: deque = deque()
             for adapter in adapters:
-                config = None if adapter.is_checkpoint else _config(adapter)
+                config = _config(adapter)
                 if config is None or not is_plain(config) or not self.is_usable():
-                    yield NotStacked(adapter)
+                    yield adapter
                     continue
                 ahead.append((adapter, config, reader.submit(adapter.read_tensors)))
                 if len(ahead) > self.copies:
@@ -140,35 +123,33 @@ class StackedRoute:
             while ahead:
                 yield self._parsed(*ahead.popleft())
 
-    def _parsed(self, adapter: Adapter, config, reading: Future) -> Measured | NotStacked | _Plain:
+    def _parsed(self, adapter: Adapter, config, reading: Future) -> Measured | Adapter | _Plain:
         try:
             tensors = reading.result()
             check_tokenizer(adapter, self._base.tokenizer)
-            if self._read_lora is None:  # the twin was lost on the way, to memory
-                return NotStacked(adapter)
             lora = self._read_lora(config, tensors)
         except InputError as error:
             return Measured(adapter, STACKED, 0.0, reason=str(error))
         except Exception:  # a config that PEFT's own functions stumble over: let PEFT say what is wrong
-            return NotStacked(adapter)
-        return NotStacked(adapter) if lora is None else (adapter, lora)
+            return adapter
+        return adapter if lora is None else (adapter, lora)
 
-    def _measure_block(self, block: list[_Plain]) -> Iterator[Measured | NotStacked]:
+    def _measure_block(self, block: list[_Plain]) -> Iterator[Measured | Adapter]:
         """Adapters that see the probes before the next base pass: one group, or many if the probes are split."""
-        start, failure = time.perf_counter(), None
+        start, reason = time.perf_counter(), ""
         try:
             found = self._differences([lora for _, lora in block])
         except Exception as error:
-            failure = _Failure(error)
-        if failure is None:
+            reason, is_memory = first_sentence(error), out_of_memory(error)
+        if not reason:
             seconds = (time.perf_counter() - start) / len(block)
             for (adapter, _), differences in zip(block, found, strict=True):
                 yield self._checked(adapter, differences, seconds)
-        elif failure.is_memory:
+        elif is_memory:
             yield from self._measure_halves(block)
         else:  # alone, through PEFT, each will say what is wrong with it
-            self._note(f"{len(block)} adapters went through PEFT, as a pass with all of them failed: {failure.reason}")
-            yield from (NotStacked(adapter) for adapter, _ in block)
+            self._note(f"{len(block)} adapters went through PEFT, as a pass with all of them failed: {reason}")
+            yield from (adapter for adapter, _ in block)
 
     def _differences(self, loras: list[Lora]) -> list[np.ndarray]:
         """a(M) - a(B) of each adapter: float32 (probes, layers, hidden)."""
@@ -192,7 +173,7 @@ class StackedRoute:
             return Measured(adapter, STACKED, seconds, None, str(error), shape)
         return Measured(adapter, STACKED, seconds, differences, "", shape)
 
-    def _measure_halves(self, block: list[_Plain]) -> Iterator[Measured | NotStacked]:
+    def _measure_halves(self, block: list[_Plain]) -> Iterator[Measured | Adapter]:
         """Memory ran out: the same with half as many adapters a pass."""
         if self.copies == 1:
             reason = "a pass of this adapter alone does not fit in memory"
@@ -204,7 +185,7 @@ class StackedRoute:
             for first in range(0, len(block), self.copies):
                 yield from self._measure_block(block[first : first + self.copies])
         else:
-            yield from (NotStacked(adapter) for adapter, _ in block)
+            yield from (adapter for adapter, _ in block)
 
     def _halve(self) -> None:
         self.copies //= 2
@@ -268,7 +249,7 @@ class StackedRoute:
 
 def _config(adapter: Adapter):
     try:
-        _ = adapter.weights_file  # without a config, PEFT would ask the hub for one
+        _ = adapter.weights_file  # without a config, as a checkpoint is, PEFT would ask the hub for one
         return read_config(adapter)
     except InputError:  # the route through PEFT says it again
         return None

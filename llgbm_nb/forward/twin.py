@@ -41,16 +41,14 @@ class Twin:
 
     def __init__(self, body: nn.Module, device: torch.device, low: torch.dtype | None = None):
         self._device, self.stack = device, Stack(stacks_in_tensors(device), low)
+        self.records = self.stack.records
         self.tree = copy.deepcopy(body, {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())})
         linear = DifferenceLinear if low else StackedLinear
-        kinds = {nn.Linear: linear, Conv1D: linear, nn.Embedding: StackedEmbedding}
+        kinds, self._layers = {nn.Linear: linear, Conv1D: linear, nn.Embedding: StackedEmbedding}, {}
         for name, module in list(self.tree.named_modules()):
             if type(module) in kinds:
-                parent, _, child = name.rpartition(".")
-                setattr(self.tree.get_submodule(parent), child, kinds[type(module)](module, self.stack))
-        stacked = (StackedLinear, StackedEmbedding)
-        self._layers = {name: module for name, module in self.tree.named_modules() if isinstance(module, stacked)}
-        self._changed: set[str] = set()  # modules that the adapters put on change
+                self._layers[name] = kinds[type(module)](module, self.stack)
+                self.tree.set_submodule(name, self._layers[name])
 
     def put_on(self, loras: list[Lora], copies: int) -> None:
         """Load a group of at most `copies` adapters, one for each copy of the probes, in the place of the one before.
@@ -59,17 +57,15 @@ class Twin:
         own. Raises Unstackable if an adapter changes what is no layer of its own.
         """
         rank = max(map(bucket, loras), default=0)
-        self.stack.copies, self._changed = copies, {name for lora in loras for name in lora.factors}
-        if unknown := self._changed - self._layers.keys():
+        changed = {name for lora in loras for name in lora.factors}
+        if unknown := changed - self._layers.keys():
             raise Unstackable(f"{min(unknown)} is no layer of its own")
-        for name, module in self._layers.items():
-            factors = [lora.factors.get(name) for lora in loras]
-            if not any(factors):
-                module.factors = None
-            elif self.stack.padded:
-                module.factors = _padded(factors, rank, copies, self._device, self.stack)
-            else:
-                module.factors = factors
+        orders = [self.stack.order.get(self._layers[name], -1) for name in changed]  # embeddings come before them all
+        self.stack.copies, self.stack.first = copies, min(orders, default=-1)  # with nothing put on, all is computed
+        for name, layer in self._layers.items():
+            layer.factors = [lora.factors.get(name) for lora in loras] if name in changed else None
+            if layer.factors and self.stack.padded:
+                layer.factors = _padded(layer.factors, rank, self._device, self.stack)
 
     def together(self, lora: Lora) -> int:
         """A key: adapters of one key may share a pass, so that the shapes of an adapter's products are its own."""
@@ -89,30 +85,21 @@ class Twin:
     def recording(self, pack: Pack) -> Iterator[None]:
         """For the base's own pass over `pack`, one copy, nothing put on: what layers see is kept for `replaying`."""
         self.put_on([], 1)
-        stack, stack.records[pack] = self.stack, {}
-        stack.rows, stack.pack, stack.recording = (pack.tokens, len(pack.last)), pack, True
+        self.records[pack], self.stack.recording = {}, True
         try:
-            yield
+            with self.replaying(pack):
+                yield
         finally:
-            stack.recording = False
-            stack.let_go()
+            self.stack.recording = False
 
     @contextlib.contextmanager
     def replaying(self, pack: Pack) -> Iterator[None]:
-        """For passes over `pack` of what is put on; with difference propagation it must have been recorded."""
-        stack = self.stack
-        stack.rows, stack.pack = (pack.tokens, len(pack.last)), pack
-        orders = [stack.order.get(self._layers[name], -1) for name in self._changed]  # embeddings come before them all
-        stack.first = min(orders, default=-1)  # with nothing put on, all is computed
+        """For passes over `pack` of what is put on; with difference propagation, after `pack` was recorded."""
+        self.stack.pack = pack
         try:
             yield
         finally:
-            stack.let_go()
-
-    @property
-    def records(self) -> dict[Pack, dict]:
-        """What `recording` has kept, by pack."""
-        return self.stack.records
+            self.stack.last_input = self.stack.last_difference = None
 
     @property
     def record_bytes(self) -> int:
@@ -122,54 +109,48 @@ class Twin:
 
 
 def stacks_in_tensors(device: torch.device) -> bool:
-    """Whether ranks are padded into one tensor for batched products (accelerators).
-
-    On a CPU each copy has its own call, which costs nothing there. Either way an adapter's bits do not depend on the
-    others in the pass.
+    """Whether ranks are padded into one tensor for batched products (accelerators). On a CPU each copy has its own
+    call, which costs nothing there.
     """
     return device.type != "cpu"
 
 
 def bucket(lora: Lora) -> int:
     """The rank that an adapter's factors are padded to in a padded stack: the next power of two, 8 or more."""
-    return max(8, 1 << (lora.rank - 1).bit_length()) if lora.rank else 8
+    return max(8, 1 << (lora.rank - 1).bit_length())
 
 
 class Stack:
     """The state that all layers of a twin share: the shape of the pass, and the base's records."""
 
-    def __init__(self, padded: bool, low: torch.dtype | None = None):
+    def __init__(self, padded: bool, low: torch.dtype | None):
         self.padded, self.low, self.copies = padded, low, 1
         self.stream = None  # for transfers to cuda
-        self.rows: tuple[int, ...] = ()  # rows of a copy that a linear layer may see: all tokens, or the last ones
         self.pack, self.recording = None, False
         self.records: dict[Pack, dict] = {}  # {pack: {layer: (x_B (rows, in), y_B (rows, out))}}
         self.order: dict[StackedLinear, int] = {}  # in which the base's pass came to the layers
         self.first = -1  # order of the first layer that the pass's adapters change
-        self._input = self._difference = None  # of the layer before, which several share
+        self.last_input = self.last_difference = None  # of the layer before, which several share
 
     def keep(self, layer: "StackedLinear", x: torch.Tensor, y: torch.Tensor) -> None:
         """Record a layer's input (rows, in) and output (rows, out)."""
-        if self._input is None or self._input.data_ptr() != x.data_ptr() or self._input.shape != x.shape:
-            self._input = x  # query, key and value have one input: it is kept once
-        self.records[self.pack][layer] = self._input, y
+        last = self.last_input
+        if last is None or last.data_ptr() != x.data_ptr() or last.shape != x.shape:
+            self.last_input = x  # query, key and value have one input: it is kept once
+        self.records[self.pack][layer] = self.last_input, y
         self.order[layer] = len(self.records[self.pack]) - 1
 
     def difference(self, x: torch.Tensor, rows: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         """(x - x_B)_low, computed once for layers that have one input `x`; `rows` is x as (copies, rows, in)."""
-        if self._input is not x:
-            self._input, self._difference = x, (rows - base).to(self.low)
-        return self._difference
-
-    def let_go(self) -> None:
-        """Let go of the last pass's tensors."""
-        self._input = self._difference = None
+        if self.last_input is not x:
+            self.last_input, self.last_difference = x, (rows - base).to(self.low)
+        return self.last_difference
 
 
-def _padded(factors: list, rank: int, copies: int, device: torch.device, stack: Stack):
+def _padded(factors: list, rank: int, device: torch.device, stack: Stack):
     """A (copies, rank, in), scale * B (copies, out, rank), and the event that they are there (None: they are)."""
     a, b, _ = next(each for each in factors if each)
-    all_a, all_b = a.new_zeros(copies, rank, a.shape[1]), b.new_zeros(copies, b.shape[0], rank)
+    all_a, all_b = a.new_zeros(stack.copies, rank, a.shape[1]), b.new_zeros(stack.copies, b.shape[0], rank)
     for number, each in enumerate(factors):
         if each:
             a, b, scale = each
@@ -193,10 +174,7 @@ class StackedLinear(nn.Module):
         self.stack, self.factors = stack, None
         self.weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T  # (out, in)
         self.bias = linear.bias
-        self.product = self._product()
-
-    def _product(self):
-        return product(self.weight, self.bias)
+        self.product = product(self.weight.to(stack.low)) if stack.low else product(self.weight, self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = self._rows(x)  # (copies, rows, in)
@@ -205,7 +183,7 @@ class StackedLinear(nn.Module):
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(self.stack.copies, -1, x.shape[-1])
-        if rows.shape[1] not in self.stack.rows:
+        if rows.shape[1] not in (self.stack.pack.tokens, len(self.stack.pack.last)):
             raise Unstackable(f"a linear layer sees {rows.shape[1]} rows of each adapter, not its tokens")
         return rows
 
@@ -230,9 +208,6 @@ class StackedLinear(nn.Module):
 class DifferenceLinear(StackedLinear):
     """The same, as the base's recorded output and what each copy's input differs by."""
 
-    def _product(self):
-        return product(self.weight.to(self.stack.low))
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.stack.recording:
             y = F.linear(x, self.weight, self.bias)
@@ -253,11 +228,7 @@ class StackedEmbedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, stack: Stack):
         super().__init__()
-        self.stack, self.embedding, self.factors = stack, embedding, None
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.embedding.weight
+        self.stack, self.embedding, self.weight, self.factors = stack, embedding, embedding.weight, None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embedding(ids)

@@ -105,15 +105,14 @@ def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
 
 def _frame(found: DeltaSet, seen: view.View, number: int) -> go.Frame:
     """One layer's points, and the mark on the silhouette's line."""
-    texts, ranges = view.hover_texts(found.names, found.domains, found.kinds, seen), view.limits(seen.points)
+    texts = view.hover_texts(found.names, found.domains, found.kinds, seen)
     traces = view.map_traces(np.round(seen.points, 4), found.domains, texts)
     mark = go.Scatter(
         x=[number], y=[seen.score.score], xaxis="x2", yaxis="y2", mode="markers", cliponaxis=False,
         marker=dict(color="#d00000", size=9), showlegend=False, hoverinfo="skip",
     )  # fmt: skip
     finding = view.plain(seen.score.note) or f"silhouette by domain {seen.score.score:.3f}"
-    axes = [dict(title_text=title, range=limits) for title, limits in zip(seen.axes, ranges, strict=True)]
-    layout = dict(title_text=f"Layer {number}: {finding}", xaxis=axes[0], yaxis=axes[1])
+    layout = dict(title_text=f"Layer {number}: {finding}", **view.map_axes(seen))
     return go.Frame(name=str(number), data=[*traces, mark], layout=layout)
 
 

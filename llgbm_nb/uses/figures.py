@@ -1,10 +1,7 @@
 """Pictures of what deltas are good for; how the numbers were made is unknown here."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from ..analysis.geometry import MANY
 from ..collection.adapters import UNKNOWN
@@ -17,8 +14,7 @@ def additivity_figure(pairs: pd.DataFrame):
     pairs = pairs[pairs["cosine"].notna()]
     if pairs.empty:
         return sentence("There is no pair of plain LoRA adapters with a domain, and with deltas, to show.")
-    rows, figure = np.arange(len(pairs)), new_figure(7, 0.27 * len(pairs) + 1.4)
-    axis = figure.add_subplot()
+    rows, axis = np.arange(len(pairs)), new_figure(7, 0.27 * len(pairs) + 1.4).add_subplot()
     axis.hlines(rows, pairs["single"], pairs["cosine"], color="#cccccc", linewidth=1.5, zorder=1)
     for kind, colour, label in (("within", BLUE, "the sum, one domain"), ("across", ORANGE, "the sum, two domains")):
         mine = (pairs["kind"] == kind).to_numpy()
@@ -31,21 +27,20 @@ def additivity_figure(pairs: pd.DataFrame):
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     nearer, median = (pairs["cosine"] > pairs["single"]).sum(), pairs["cosine"].median()
     axis.set_title(f"The sum is nearer than either in {nearer} of {len(pairs)} pairs; median cosine {median:.3f}")
-    sns.despine(figure, left=True)
-    return figure
+    axis.spines.left.set_visible(False)
+    return axis.figure
 
 
-def query_figure(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
+def query_figure(cosines: pd.DataFrame, domains, accuracy: pd.DataFrame):
     """`query_cosines`' table: a row per query, a point per adapter, coloured by its domain, a ring about the nearest.
 
-    `domains` are the columns', `truths` {query: domain}. Of more than MANY adapters, each domain's nearest are shown.
+    `domains` are the columns', `accuracy` is of `query_accuracy`. Beyond MANY adapters, each domain's nearest is shown.
     """
     if cosines.empty:
         return sentence("There is no query, or no adapter to compare it with.")
     domains, values, rows = np.asarray(domains, dtype=object), cosines.to_numpy(), np.arange(len(cosines))
     own_styles, many = domain_styles(domains), len(domains) > MANY
-    figure = new_figure(7, 0.42 * len(cosines) + 1.4)
-    axis = figure.add_subplot()
+    axis = new_figure(7, 0.42 * len(cosines) + 1.4).add_subplot()
     for domain, (colour, marker) in own_styles.items():
         mine = values[:, domains == domain].max(axis=1, keepdims=True) if many else values[:, domains == domain]
         at = np.broadcast_to(rows[:, None], mine.shape)
@@ -54,26 +49,23 @@ def query_figure(cosines: pd.DataFrame, domains, truths: Mapping[str, str]):
     nearest = np.where(labelled | ~labelled.any(), values, -np.inf).argmax(axis=1)
     axis.scatter(values[rows, nearest], rows, facecolor="none", edgecolor="black", s=90, linewidth=1)
     axis.set(yticks=rows, yticklabels=list(cosines.index), ylim=(len(rows) - 0.5, -0.5))
-    styles = own_styles | domain_styles(truths[query] for query in cosines.index)
-    for label, query in zip(axis.get_yticklabels(), cosines.index, strict=True):
-        label.set_color(styles[truths[query]][0])
+    true_styles = domain_styles(accuracy["domain"])
+    for label, domain in zip(axis.get_yticklabels(), accuracy["domain"], strict=True):
+        label.set_color(true_styles[domain][0])
     axis.tick_params(axis="y", length=0)
     adapter = "each domain's nearest\nadapter's" if many else "the adapter's"
     axis.set(xlabel=f"cosine of the query's delta and {adapter} (ring: the nearest)")
     domain_key(axis, domains, title="adapter's domain")
-    hits = [domains[best] == truths[query] for best, query in zip(nearest, cosines.index, strict=True)
-            if truths[query] in own_styles and truths[query] != UNKNOWN]  # fmt: skip
+    hits = accuracy["right"].dropna()
     axis.set_title(f"The nearest adapter is of the query's domain in {sum(hits)} of {len(hits)} queries")
-    sns.despine(figure, left=True)
-    return figure
+    axis.spines.left.set_visible(False)
+    return axis.figure
 
 
 def merge_figure(merge: dict | str):
     """`merge_or_reason`'s result, in the plane that the two deltas span: sum and merged adapter."""
     if isinstance(merge, str):
         return sentence(merge)
-    if len(merge["adapters"]) != 2:
-        return sentence("The map of a merge is of two adapters.")
     parts, measured = merge["singles"].astype(np.float64), merge["measured"]
     if not np.all(np.linalg.norm(parts, axis=1)):  # (2, hidden)
         return sentence("One of the two deltas is zero: they span no plane.")
@@ -81,8 +73,7 @@ def merge_figure(merge: dict | str):
     axes *= np.where(np.diag(axes.T @ parts.T) < 0, -1, 1)  # so that both point to the right and up
     ends, total, merged = parts @ axes, merge["predicted"] @ axes, measured @ axes
     off = np.linalg.norm(measured - axes @ merged) / np.linalg.norm(measured)
-    figure = new_figure(7, 4)
-    axis = figure.add_subplot()
+    axis = new_figure(7, 4).add_subplot()
     axis.plot(*np.array([ends[0], total, ends[1]]).T, color=GREY, linewidth=1, linestyle="--", zorder=1)
     for end, name, place, side in zip(ends, merge["adapters"], ((0, -8), (0, 8)), ("top", "bottom"), strict=True):
         axis.annotate("", end, (0, 0), arrowprops=dict(arrowstyle="-|>", color="#333333", lw=1.4, shrinkA=0, shrinkB=0))
@@ -96,4 +87,4 @@ def merge_figure(merge: dict | str):
     axis.margins(0.15, 0.22)
     far = f"{100 * merge['error']:.0f} % of its norm away ({100 * off:.0f} % off this plane)"
     axis.set_title(f"Merged: cosine {merge['cosine']:.3f} to the sum, {far}")
-    return figure
+    return axis.figure

@@ -50,12 +50,10 @@ def near_duplicates(found: DeltaSet, threshold: float = 0.999, fingerprints: Seq
     direction": the cosine of the deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's. If
     there are more pairs than PAIRS, as in a collection of copies, those of the first ones; `attrs["more"]` is True.
     """
-    deltas, names, copies = found.deltas(), found.names, {}
+    deltas, names, files = found.deltas(), found.names, pd.Series(fingerprints, dtype=object)
     norms, rows = np.linalg.norm(deltas.astype(np.float64), axis=1), directions(deltas)
-    for number, fingerprint in enumerate(fingerprints):
-        if fingerprint is not None:
-            copies.setdefault(fingerprint, []).append(number)
-    every = (pair for numbers in copies.values() for pair in combinations(numbers, 2))
+    copies = files.groupby(files, sort=False).groups.values()
+    every = (pair for numbers in copies for pair in combinations(numbers, 2))
     why = dict.fromkeys(islice(every, PAIRS + 1), "same files")
     for start in range(0, len(rows), BLOCK):
         if len(why) > PAIRS:

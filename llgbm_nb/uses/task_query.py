@@ -93,24 +93,23 @@ def query_cosines(run: DeltaRun, queries: Mapping[str, str | Path], centered: bo
     return pd.DataFrame(cosines, pd.Index([*queries], name="query"), [*run.delta_set.names])
 
 
-def query_accuracy(
-    run: DeltaRun, queries: Mapping[str, str | Path], truths: Mapping[str, str], centered: bool = False
-) -> pd.DataFrame:
+def query_accuracy(cosines: pd.DataFrame, domains: Sequence[str], truths: Mapping[str, str]) -> pd.DataFrame:
     """Whether each query's nearest adapter is of its own domain, `truths` {query: domain}: a row per query.
 
-    Columns: domain (the true one), nearest, its domain, right, `own` and `other` (the best cosine with an adapter of
-    the true domain, and of another), `chance` (the share of adapters of the true domain). Adapters without a label are
-    left out. Of a domain that no adapter has, nothing can be found: `right` is None.
+    `cosines` are `query_cosines`' table, `domains` its columns'. In the result: domain (the true one), nearest, its
+    domain, right, `own` and `other` (the best cosine with an adapter of the true domain, and of another), `chance` (the
+    share of adapters of the true domain). Adapters without a label are left out. Of a domain that no adapter has,
+    nothing can be found: `right` is None.
     """
-    found, domains, rows = run.delta_set, np.asarray(run.delta_set.domains, dtype=object), []
+    domains, names, rows = np.asarray(domains, dtype=object), cosines.columns, []
     labelled = domains != UNKNOWN
-    for query, cosines in query_cosines(run, queries, centered).iterrows():
-        truth, cosines = truths[query], cosines.to_numpy(dtype=float)
+    for query, values in zip(cosines.index, cosines.to_numpy(dtype=float), strict=True):
+        truth = truths[query]
         own, other = labelled & (domains == truth), labelled & (domains != truth)
-        best = int(np.argmax(np.where(labelled, cosines, -np.inf))) if labelled.any() else None
-        nearest = (None, None) if best is None else (found.names[best], domains[best])
+        best = int(np.argmax(np.where(labelled, values, -np.inf))) if labelled.any() else None
+        nearest = (None, None) if best is None else (names[best], domains[best])
         right, chance = (bool(own[best]), own.sum() / labelled.sum()) if own.any() else (None, np.nan)
-        scores = [cosines[group].max() if group.any() else np.nan for group in (own, other)]
+        scores = [values[group].max() if group.any() else np.nan for group in (own, other)]
         rows.append((query, truth, *nearest, right, *scores, chance))
     columns = ["query", "domain", "nearest", "its domain", "right", "own", "other", "chance"]
     return pd.DataFrame(rows, columns=columns).set_index("query")

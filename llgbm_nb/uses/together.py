@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from peft import PeftModel, set_peft_model_state_dict
 
-from ..analysis.geometry import directions
+from ..analysis.geometry import similarity
 from ..collection.adapters import CONFIG, UNKNOWN, Adapter, is_lora
 from ..delta_set import DeltaSet, mean_over_probes
 from ..deltas import DeltaRun
@@ -77,19 +77,17 @@ def _measure_on(base: BaseModel, run: DeltaRun) -> Callable[..., np.ndarray]:
     return delta
 
 
-def additivity(
-    run: DeltaRun, base: BaseModel, pairs: Sequence[tuple[str, str]] | None = None, per_kind: int = 4, seed: int = 0
-) -> pd.DataFrame:
+def additivity(run: DeltaRun, base: BaseModel, pairs: Sequence | None = None, per_kind: int = 4) -> pd.DataFrame:
     """How far the delta of two adapters at once is the sum of their deltas, a row per pair.
 
     Columns: adapter, other, kind ("within" a domain or "across" two), `cosine` of Delta(A+B) and the sum, `single`: the
     larger cosine of Delta(A+B) with Delta(A) or Delta(B), which the sum has to beat, `error` ||Delta(A+B) - sum|| /
-    ||sum||, and `reason` if a pair could not be measured. `pairs` are names; None draws up to `per_kind` of either kind
-    among plain LoRA adapters that have a domain. `base` is `run.load_base()`, the same bits afterwards. Raises
+    ||sum||, and `reason` if a pair could not be measured. `pairs` are of names; None draws up to `per_kind` of either
+    kind among plain LoRA adapters that have a domain. `base` is `run.load_base()`, the same bits afterwards. Raises
     InputError for an unknown name, BaseChanged if the base could not be brought back.
     """
     found, deltas, adapters, rows = run.delta_set, run.delta_set.deltas().astype(np.float64), run.delta_set.adapters, []
-    chosen = _pairs(found, per_kind, seed) if pairs is None else [[number_of(found, n) for n in p] for p in pairs]
+    chosen = _pairs(found, per_kind) if pairs is None else [[number_of(found, n) for n in pair] for pair in pairs]
     measure = _measure_on(base, run) if chosen else None
     for i, j in chosen:
         numbers, reason = [np.nan] * 3, ""
@@ -118,40 +116,32 @@ def additivity_text(pairs: pd.DataFrame) -> str:
     return "\n".join(lines) or "There are no two plain LoRA adapters that have a domain."
 
 
-def merge_check(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dict:
-    """LoRA adapters merged with PEFT's `add_weighted_adapter`, against the sum of their deltas.
+def merge_or_reason(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dict | str:
+    """Two LoRA adapters merged by PEFT's `add_weighted_adapter`, and the sum of their deltas; or why there is no merge.
 
     With its "cat", the merged adapter's change of the weights is exactly the sum of the changes. The dict has adapters,
     singles (their deltas, float32 (adapters, hidden)), predicted and measured (float32 (hidden,)), the `cosine` of
-    these two, and `error`, ||measured - predicted|| / ||predicted||. Raises InputError for an unknown name or what PEFT
-    cannot merge, BaseChanged if the base could not be brought back.
+    these two, and `error`, ||measured - predicted|| / ||predicted||. Of an unknown name, or what PEFT cannot merge,
+    there is a sentence instead. Raises BaseChanged if the base could not be brought back.
     """
-    found, numbers = run.delta_set, [number_of(run.delta_set, name) for name in names]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"cannot merge {list(names)}; give different names")
+    if len(names) != 2 or names[0] == names[1]:
+        return "Nothing was merged: it takes two plain LoRA adapters of different domains."
 
     def merge(wrapped: PeftModel) -> None:
         # With rsLoRA in the first place, PEFT 0.21 makes the merge sqrt(rank) times too large (its pull request 3449).
-        parts = [*wrapped.peft_config]
-        wrapped.base_model.add_weighted_adapter(parts, [1.0] * len(parts), "merged", combination_type="cat")
+        wrapped.base_model.add_weighted_adapter([*wrapped.peft_config], [1.0, 1.0], "merged", combination_type="cat")
         wrapped.base_model.set_adapter("merged", inference_mode=True)
 
-    measured, singles = _measure_on(base, run)([found.adapters[i] for i in numbers], merge), found.deltas()[numbers]
+    try:
+        both = run.delta_set.subset([number_of(run.delta_set, name) for name in names])
+        measured, singles = _measure_on(base, run)(both.adapters, merge), both.deltas()
+    except InputError as error:
+        return f"{' and '.join(names)} cannot be merged: {error}"
     predicted = singles.sum(axis=0)
     return dict(
         adapters=list(names), singles=singles, predicted=predicted, measured=measured,
         cosine=_cosine(measured, predicted), error=_error(measured, predicted),
     )  # fmt: skip
-
-
-def merge_or_reason(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dict | str:
-    """`merge_check` of two adapters, or a sentence that says why there is none."""
-    if len(names) != 2:
-        return "Nothing was merged: it takes two plain LoRA adapters of different domains."
-    try:
-        return merge_check(run, base, names)
-    except InputError as error:
-        return f"{' and '.join(names)} cannot be merged: {error}"
 
 
 def merge_text(merge: dict | str) -> str:
@@ -178,8 +168,7 @@ def merge_cosines(merge: dict | str, asked: Mapping[str, np.ndarray]) -> pd.Data
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    one, other = directions(np.stack([one, other]))
-    return float(one @ other)
+    return float(similarity(np.stack([one, other]))[0, 1])
 
 
 def _error(measured: np.ndarray, predicted: np.ndarray) -> float:
@@ -196,7 +185,7 @@ def _plain_lora(found: DeltaSet, number: int) -> bool:
     return False
 
 
-def _pairs(found: DeltaSet, per_kind: int, seed: int) -> list[tuple[int, int]]:
+def _pairs(found: DeltaSet, per_kind: int, seed: int = 0) -> list[tuple[int, int]]:
     """Up to `per_kind` pairs of plain LoRA adapters of one domain, then of two, drawn by chance."""
     random, domains = np.random.default_rng(seed), found.domains
     fitting = (int(n) for n in random.permutation(len(found)) if domains[n] != UNKNOWN and _plain_lora(found, n))
@@ -211,7 +200,7 @@ def pick_to_merge(run: DeltaRun, cosines: pd.DataFrame | None = None) -> list[st
 
     With `query_cosines`' table, each query proposes its nearest one, in the table's order, and if these are all of one
     domain, the first query the nearest one of another; without, each domain its first. Left out are rsLoRA (see
-    `merge_check`), and what PEFT merges in part only (chosen layers), or not with a list (targets by regex).
+    `merge_or_reason`), and what PEFT merges in part only (chosen layers), or not with a list (targets by regex).
     """
     found, picked = run.delta_set, {}
     if cosines is None or cosines.empty:
