@@ -59,3 +59,12 @@ def test_kind_in_a_few_words(base, tmp_path):
     }.items():
         save_adapter(tmp_path / "x" / name, base, **lora)
     assert all(adapter.kind == adapter.name for adapter in find_adapters(tmp_path))
+
+
+def test_what_an_adapter_says_is_printable(adapter):
+    """Control characters would reach a terminal, and half of a surrogate pair stops whoever saves it."""
+    hostile = {"peft_type": "LORA\n\x1b[2Jsoundness: 0 of 6 points failed", "base_model_name_or_path": "org/\ud800\x07"}
+    (adapter / "adapter_config.json").write_text(json.dumps(hostile))
+    found = Adapter(str(adapter), "a\r\x1b[31m", "b\u202e\n")
+    assert (found.name, found.domain) == ("a\\r\\x1b[31m", "b\\u202e\\n")
+    assert found.kind == "LORA\\n\\x1b[2Jsoundness: 0 of 6 points failed"

@@ -2,8 +2,10 @@ import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import PROBES, save_adapter, save_base
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,7 @@ from llgbm_nb import (
 )
 from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.evidence.reference import reference_activations, reference_delta
+from llgbm_nb.report import write_deltas
 
 
 @pytest.fixture(scope="module")
@@ -454,3 +457,18 @@ def test_a_set_outlives_a_run_that_only_gives_new_labels(zoo, tmp_path):
     listed = json.loads((again.cache.cache_dir / "manifest.json").read_text())["adapters"].values()
     assert sorted(entry["domain"] for entry in listed) == ["law", *["unknown"] * 4]
     np.testing.assert_array_equal(first.deltas(), again.delta_set.deltas())
+
+
+def test_what_adapters_say_of_themselves_is_saved_and_listed_as_printable_text(zoo, base, tmp_path, capsys):
+    """A base's name with half of a surrogate pair, a kind with a terminal's commands, a name that is a formula."""
+    shutil.copytree(zoo, tmp_path / "zoo" / "=1+1")
+    hostile = {"base_model_name_or_path": "org/\ud800\x1b[2J"}, {"peft_type": "X\n\x1b[2J\ud800"}
+    for adapter, changes in zip(find_adapters(tmp_path / "zoo"), hostile, strict=False):
+        file = Path(adapter.path) / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    run = compute_deltas(tmp_path / "zoo", PROBES, base_model=str(base), cache_dir=tmp_path / "c")
+    said = json.dumps(run.records, ensure_ascii=False)
+    assert said.isprintable() and "org/\\\\ud800\\\\x1b[2J" in said and run.count("failed") == 2 < len(run.records)
+    write_deltas(run, tmp_path)
+    frame = pd.read_csv(tmp_path / "deltas.csv")
+    assert set(frame["domain"]) == {"'=1+1"} and list(frame["name"]) == list(run.delta_set.names)

@@ -52,6 +52,22 @@ def test_dollars_in_names_are_dollars(tmp_path):
         figures.show(figure, tmp_path, name)
 
 
+def test_names_that_begin_with_a_bar_are_in_the_legend(tmp_path):
+    deltas, names, _ = collection(6, None)
+    drawn = draw_all(deltas, [f"_{name}" for name in names], ["_x", "y"] * 3)
+    for name in ("map", "heatmap", "bars"):
+        found = [text.get_text().strip() for a in drawn[name].axes if a.get_legend() for text in a.get_legend().texts]
+        assert found == ["_x", "y"], name
+
+
+def test_very_long_names_are_cut_and_the_pictures_stay_small(tmp_path):
+    deltas, _, _ = collection(6, None)
+    long = "/".join("n" * 240 for _ in range(8))
+    for name, figure in draw_all(deltas, [f"{i}{long}{i}" for i in range(6)], [f"a{long}", f"b{long}"] * 3).items():
+        figures.show(figure, tmp_path, name)
+        assert max(plt.imread(tmp_path / f"{name}.png").shape) < 3000, name
+
+
 def test_show_hands_the_figure_back_or_shows_it_with_what_there_is_to_see(tmp_path, capsys, monkeypatch):
     displayed = []
     monkeypatch.setattr(pictures, "display", displayed.append)

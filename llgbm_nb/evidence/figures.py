@@ -5,7 +5,7 @@ import pandas as pd
 
 from ..analysis.tables import times
 from ..figures.collection import new_figure, sentence
-from ..figures.styles import BLUE, GREY, ORANGE
+from ..figures.styles import BLUE, GREY, ORANGE, short
 from .chance import Chance
 from .layer_choice import Choice
 from .rounding import ENOUGH
@@ -59,7 +59,7 @@ def grid_figure(grid: dict[bool, pd.DataFrame], choice: Choice):
     axes = figure.subplots(2, 1, sharex=True)
     for axis, (is_centered, frame) in zip(axes, grid.items(), strict=True):
         image = axis.imshow(frame.to_numpy(), aspect="auto", cmap="viridis", vmin=min(0, low), vmax=high)
-        axis.set_yticks(range(rows), list(frame.index))
+        axis.set_yticks(range(rows), [*map(short, frame.index)])
         axis.set_ylabel("centered" if is_centered else "as they are")
         every = max(1, layers // 15)
         axis.set_xticks(range(0, layers, every), frame.columns[::every])

@@ -21,7 +21,7 @@ from matplotlib.transforms import Bbox
 from ..analysis.geometry import MANY, Pairs, cluster_tree
 from ..analysis.silhouettes import Silhouette
 from ..collection.adapters import UNKNOWN
-from .styles import BLUE, GREY, ORANGE, SKY, TSNE_AXES, domain_styles
+from .styles import BLUE, GREY, ORANGE, SKY, TSNE_AXES, domain_styles, short
 
 LABELS = 60  # above so many adapters, names on an axis would overlap and are left out
 MAP_LABELS = 500  # on a map each name looks for a free place; above so many adapters, only those of domains do
@@ -126,7 +126,7 @@ def norms(values, domains, base_norm: float):
         spread = row + (np.linspace(-0.15, 0.15, len(mine)) if len(mine) > 1 else np.zeros(1))
         axis.scatter(mine, spread, color=colour, marker=marker, s=size, alpha=alpha, linewidth=0)
         axis.plot([np.median(mine)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.2)
-    axis.set(yticks=range(len(styles)), yticklabels=list(styles), ylim=(len(styles) - 0.5, -0.5))
+    axis.set(yticks=range(len(styles)), yticklabels=[*map(short, styles)], ylim=(len(styles) - 0.5, -0.5))
     low, high = values.min(), values.max()
     axis.set(xlabel="norm of the delta at the last layer (bar: median)", xlim=(0, high * 1.08))
     share = f"{100 * low / base_norm:.0f}–{100 * high / base_norm:.0f} % of the base's {base_norm:.0f}"
@@ -144,7 +144,7 @@ def projection_map(points, names, domains, score: Silhouette, axes=TSNE_AXES, wh
     axis = new_figure(7.2, 4.8).add_subplot()
     points_of = dict(s=55 if len(names) <= 100 else 6 if many else 25, edgecolor="#333333", lw=0 if many else 0.4)
     for domain, (colour, marker) in domain_styles(domains).items():
-        axis.scatter(*points[domains == domain].T, color=colour, marker=marker, label=domain, **points_of)
+        axis.scatter(*points[domains == domain].T, color=colour, marker=marker, label=short(domain), **points_of)
     domain_key(axis, domains, scale=2 if many else 1)
     axis.set(xticks=[], yticks=[], xlabel=axes[0], ylabel=axes[1])
     axis.margins(0.12)
@@ -173,7 +173,7 @@ def _label_points(axis, points: np.ndarray, names, outline: bool = False) -> Non
         others = taken[:number] + taken[number + 1 :]
         for dx, dy in ((0, 0), *_PLACES) if outline else _PLACES:
             ha, va = ("center", "left", "right")[np.sign(dx)], ("center", "bottom", "top")[np.sign(dy)]
-            label = axis.annotate(name, point, (dx, dy), ha=ha, va=va, **style)
+            label = axis.annotate(short(name), point, (dx, dy), ha=ha, va=va, **style)
             box = label.get_window_extent()
             inside = figure.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1
             if inside and not any(box.overlaps(other) for other in others):
@@ -196,7 +196,9 @@ def domain_key(axis, domains: np.ndarray, patches=False, title: str = "domain", 
     """
     styles, shown = domain_styles(domains), _largest(domains)
     there = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    handles = [Patch(color=styles[domain][0], label=domain) if patches else there[domain] for domain in shown]
+    handles = [
+        Patch(color=styles[domain][0], label=short(domain)) if patches else there[short(domain)] for domain in shown
+    ]
     title = title if len(shown) == len(styles) else f"the {KEYS} largest of {len(styles)} domains"
     columns = -(-len(shown) // KEYS_IN_A_COLUMN)
     place = _AT_RIGHT | dict(bbox_to_anchor=(right, 1))
@@ -227,7 +229,7 @@ def domain_means(pairs: Pairs, domains):
 
 def _heatmap(cosines: np.ndarray, tree, names, domains, title: str, key: bool = False, **options):
     """Cosines in the order of the tree, with names if there are at most LABELS; `key`: and a legend of the domains."""
-    styles, named = domain_styles(domains), names if len(names) <= LABELS else False
+    styles, named = domain_styles(domains), [*map(short, names)] if len(names) <= LABELS else False
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 4 * MANY))  # scipy's trees: that of equal deltas is a chain
     side = min(10.0, max(5.0, 0.15 * len(names) + 3.5))
     tall = bool(tree[-1, 2])  # a tree of equal deltas has no height to draw
@@ -270,7 +272,7 @@ def silhouette_bars(score: Silhouette, names, domains):
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set(yticks=[], ylim=(len(order) - 0.4, -0.6), xlabel="silhouette of the adapter (dashed: mean)")
     if len(order) <= LABELS:
-        axis.set_yticks(range(len(order)), [names[i] for i in order], fontsize=8)
+        axis.set_yticks(range(len(order)), [short(names[i]) for i in order], fontsize=8)
     domain_key(axis, domains[domains != UNKNOWN], patches=True)
     below = int((samples[order] < 0).sum())
     axis.set_title(f"Silhouette {score.score:.2f}; {below:,} of {len(order):,} adapters lie nearer to another domain")
@@ -303,6 +305,6 @@ def losses(records: list[dict]):
         colour = styles[record["domain"]][0]
         axis.plot(values, color=colour, alpha=0.2, linewidth=0.8)
         axis.plot(values.rolling(min(8, len(values))).mean(), color=colour, linewidth=1.6)
-        axis.set(xlabel="step", title=record["domain"])
+        axis.set(xlabel="step", title=short(record["domain"], 24))
     next(iter(axes.values())).set(ylabel="loss per response token (nats)", ylim=(0, None))
     return figure

@@ -29,6 +29,12 @@ TSNE_AXES = ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
 _unwritten: dict[str, dict] = {}  # what this process has given out and could not write
 
 
+def short(text: object, most: int = 48) -> str:
+    """A name for a picture: of more than `most` letters, the middle is left out."""
+    text = f" {text}" if str(text).startswith("_") else str(text)  # matplotlib hides what begins with "_"
+    return text if len(text) <= most else f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
+
+
 def domain_styles(domains: Iterable[str]) -> dict[str, tuple[str, str]]:
     """{domain: (colour as #rrggbb, matplotlib marker)}, in alphabetical order, "unknown" in grey at the end.
 

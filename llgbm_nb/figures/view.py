@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from ..analysis import geometry
 from ..analysis.projection import pca, tsne, turned
 from ..analysis.silhouettes import ALL_ALIKE, ALL_ZERO, Silhouette, silhouette
-from .styles import TSNE_AXES, domain_styles
+from .styles import TSNE_AXES, domain_styles, short
 
 PROJECTIONS = ("PCA", "t-SNE")
 CELLS = 250  # rows of a heatmap; about as many as there are pixels for
@@ -54,12 +54,9 @@ def view_of(deltas: np.ndarray, domains, centered: bool, projection: str = "PCA"
     return View(points, axes, geometry.norms(deltas), geometry.directions(compared), score)
 
 
-def plain(text: str, most: int | None = None) -> str:
-    """A text for Plotly, markup and formulas escaped; of more than `most` letters, the middle is left out."""
-    text = str(text)
-    if most and len(text) > most:
-        text = f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
-    return html.escape(text).replace("$", "＄")
+def plain(text: object, most: int = 10_000) -> str:
+    """A text for Plotly, `short`, with markup and formulas escaped."""
+    return html.escape(short(text, most)).replace("$", "＄")
 
 
 def hover_texts(names, domains, kinds, seen: View, others: int = 3) -> list[str]:

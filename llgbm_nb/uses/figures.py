@@ -6,7 +6,7 @@ import pandas as pd
 from ..analysis.geometry import MANY
 from ..collection.adapters import UNKNOWN
 from ..figures.collection import domain_key, new_figure, sentence
-from ..figures.styles import BLUE, GREY, ORANGE, domain_styles
+from ..figures.styles import BLUE, GREY, ORANGE, domain_styles, short
 
 
 def additivity_figure(pairs: pd.DataFrame):
@@ -22,7 +22,7 @@ def additivity_figure(pairs: pd.DataFrame):
             axis.scatter(pairs["cosine"][mine], rows[mine], color=colour, s=40, linewidth=0, zorder=3, label=label)
     axis.scatter(pairs["single"], rows, color="white", edgecolor=GREY, s=36, label="the nearer single one")
     axis.set(xlabel="cosine to the delta of both at once", ylim=(len(pairs) - 0.4, -0.6))
-    axis.set_yticks(rows, pairs["adapter"] + " + " + pairs["other"], fontsize=8)
+    axis.set_yticks(rows, pairs["adapter"].map(short) + " + " + pairs["other"].map(short), fontsize=8)
     axis.tick_params(axis="y", length=0)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     nearer, median = (pairs["cosine"] > pairs["single"]).sum(), pairs["cosine"].median()
@@ -44,11 +44,11 @@ def query_figure(cosines: pd.DataFrame, domains, accuracy: pd.DataFrame):
     for domain, (colour, marker) in own_styles.items():
         mine = values[:, domains == domain].max(axis=1, keepdims=True) if many else values[:, domains == domain]
         at = np.broadcast_to(rows[:, None], mine.shape)
-        axis.scatter(mine, at, color=colour, marker=marker, s=34, alpha=0.8, linewidth=0, label=domain)
+        axis.scatter(mine, at, color=colour, marker=marker, s=34, alpha=0.8, linewidth=0, label=short(domain))
     labelled = domains != UNKNOWN
     nearest = np.where(labelled | ~labelled.any(), values, -np.inf).argmax(axis=1)
     axis.scatter(values[rows, nearest], rows, facecolor="none", edgecolor="black", s=90, linewidth=1)
-    axis.set(yticks=rows, yticklabels=list(cosines.index), ylim=(len(rows) - 0.5, -0.5))
+    axis.set(yticks=rows, yticklabels=[*map(short, cosines.index)], ylim=(len(rows) - 0.5, -0.5))
     true_styles = domain_styles(accuracy["domain"])
     for label, domain in zip(axis.get_yticklabels(), accuracy["domain"], strict=True):
         label.set_color(true_styles[domain][0])
@@ -77,13 +77,13 @@ def merge_figure(merge: dict | str):
     axis.plot(*np.array([ends[0], total, ends[1]]).T, color=GREY, linewidth=1, linestyle="--", zorder=1)
     for end, name, place, side in zip(ends, merge["adapters"], ((0, -8), (0, 8)), ("top", "bottom"), strict=True):
         axis.annotate("", end, (0, 0), arrowprops=dict(arrowstyle="-|>", color="#333333", lw=1.4, shrinkA=0, shrinkB=0))
-        axis.annotate(name, end, place, textcoords="offset points", ha="center", va=side, fontsize=9)
+        axis.annotate(short(name), end, place, textcoords="offset points", ha="center", va=side, fontsize=9)
     axis.scatter(0, 0, color="black", s=30, zorder=3)
     axis.annotate("base", (0, 0), (-8, 0), textcoords="offset points", ha="right", va="center", fontsize=9)
     axis.scatter(*total, facecolor="white", edgecolor=BLUE, s=110, linewidth=1.6, zorder=3, label="the sum says")
     axis.scatter(*merged, color=ORANGE, marker="D", s=36, linewidth=0, zorder=4, label="measured, merged")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axis.set(xlabel=f"along the delta of {merge['adapters'][0]}", ylabel="across it", aspect="equal")
+    axis.set(xlabel=f"along the delta of {short(merge['adapters'][0])}", ylabel="across it", aspect="equal")
     axis.margins(0.15, 0.22)
     far = f"{100 * merge['error']:.0f} % of its norm away ({100 * off:.0f} % off this plane)"
     axis.set_title(f"Merged: cosine {merge['cosine']:.3f} to the sum, {far}")
