@@ -228,12 +228,17 @@ def _load_base(cache: DeltaCache, settings: Settings) -> BaseModel:
 
 def _measured(cache: DeltaCache, engine: Engine, adapters: list[Adapter]) -> Iterator[_Outcome]:
     """Measure adapters, and keep each delta before its outcome is given."""
-    before = {adapter.path: _looks(adapter) for adapter in adapters}
+    before: dict[str, tuple] = {}
+    for adapter in adapters:
+        try:
+            before[adapter.path] = _looks(adapter)
+        except InputError as error:
+            yield _Outcome(adapter, "failed", reason=str(error))
     try:
-        for measured in engine.measure(adapters):
+        for measured in engine.measure([adapter for adapter in adapters if adapter.path in before]):
             adapter, reason, look = measured.adapter, measured.reason, before[measured.adapter.path]
             delta = kept = None
-            if measured.differences is not None and look is not None and look == _looks(adapter):
+            if measured.differences is not None and _is_still(adapter, look):
                 delta = mean_over_probes(measured.differences[:, -1])
                 cache.save_delta(
                     adapter.path, delta, measured.differences, look[0], name=adapter.name, domain=adapter.domain,
@@ -248,12 +253,21 @@ def _measured(cache: DeltaCache, engine: Engine, adapters: list[Adapter]) -> Ite
         cache.write_manifest()
 
 
-def _looks(adapter: Adapter) -> tuple | None:
-    """Fingerprint and looks of an adapter's files; equal before and after, the measured files are the fingerprinted."""
+def _looks(adapter: Adapter) -> tuple[str, dict]:
+    """Fingerprint and looks of an adapter's files; equal before and after, the measured files are the fingerprinted.
+
+    Raises InputError if they cannot be read.
+    """
     try:
         return adapter.fingerprint, looks(adapter.files)
-    except (InputError, OSError):
-        return None
+    except OSError as error:
+        raise InputError(f"its files cannot be read ({error.strerror})") from error
+
+
+def _is_still(adapter: Adapter, look: tuple) -> bool:
+    with contextlib.suppress(InputError):
+        return _looks(adapter) == look
+    return False
 
 
 def _keep_base(cache: DeltaCache, states: np.ndarray) -> None:

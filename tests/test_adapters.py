@@ -1,13 +1,15 @@
 import json
 import os
 import pickle
+import shutil
+import socket
 
 import pytest
 import torch
 from conftest import save_adapter
 from safetensors.torch import load_file, save_file
 
-from llgbm_nb import InputError, find_adapters
+from llgbm_nb import InputError, compute_deltas, find_adapters
 from llgbm_nb.collection.adapters import Adapter
 
 
@@ -68,3 +70,98 @@ def test_what_an_adapter_says_is_printable(adapter):
     found = Adapter(str(adapter), "a\r\x1b[31m", "b\u202e\n")
     assert (found.name, found.domain) == ("a\\r\\x1b[31m", "b\\u202e\\n")
     assert found.kind == "LORA\\n\\x1b[2Jsoundness: 0 of 6 points failed"
+
+
+def pipe(folder):
+    os.mkfifo(folder / "notes")
+
+
+def socket_(folder):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(folder / "s"))  # a socket's name may have 107 letters
+
+
+def weights_pipe(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / "adapter_model.safetensors")
+
+
+def config_pipe(folder):
+    (folder / "adapter_config.json").unlink()
+    os.mkfifo(folder / "adapter_config.json")
+
+
+def device(folder):
+    (folder / "tokenizer.json").symlink_to("/dev/zero")
+
+
+def index_pipe(folder):
+    os.mkfifo(folder / "model.safetensors.index.json")
+
+
+def sparse(folder):
+    os.truncate(folder / "adapter_model.safetensors", 300 * 2**30)
+
+
+def zeros(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    sparse(folder)
+
+
+def pickled_zeros(folder):
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    (folder / "adapter_model.bin").write_bytes(b"")
+    os.truncate(folder / "adapter_model.bin", 300 * 2**30)
+
+
+def long_config(folder):
+    os.truncate(folder / "adapter_config.json", 100 * 2**20)
+
+
+def pickled(tensor):
+    def save(folder):
+        (folder / "adapter_model.safetensors").unlink()
+        torch.save({"w": tensor}, folder / "adapter_model.bin")
+
+    return save
+
+
+def complex_numbers(folder):
+    save_file({"w": torch.ones(2, dtype=torch.complex64)}, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (pipe, "its notes is a pipe, a socket or a device"),
+        (socket_, "its s is a pipe, a socket or a device"),
+        (weights_pipe, "its adapter_model.safetensors is a pipe"),
+        (config_pipe, "its adapter_config.json is a pipe"),
+        (device, "its tokenizer.json is a pipe"),
+        (index_pipe, "its model.safetensors.index.json is a pipe"),
+        (sparse, "damaged or cut off"),
+        (zeros, "damaged or cut off"),
+        (pickled_zeros, "is damaged: it has 322,122,547,200 bytes"),
+        (long_config, "its adapter_config.json has 104,857,600 bytes"),
+        (pickled(torch.zeros(1).expand(10**7, 10**7)), "stores less than all of a tensor's numbers, in w"),
+        (pickled(torch.zeros(10**4, 10**4).to_sparse()), "stores less than all of a tensor's numbers, in w"),
+        (complex_numbers, "has complex numbers, in w"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_what_would_hang_or_fill_the_memory_is_refused_with_its_reason(
+    adapter, base, tmp_path, monkeypatch, spoil, reason
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, tmp_path / "zoo/other")
+    spoil(adapter)
+    run = compute_deltas(tmp_path / "zoo", ["one"], base_model=str(base), cache_dir=tmp_path / "c")
+    reasons = [record["reason"] for record in run.records if record["status"] == "failed"]
+    assert len(reasons) == 1 == len(run.delta_set) and reason in reasons[0], run.records
+
+
+def test_a_folder_called_like_weights_is_not_read_as_such(tmp_path, base):
+    full = shutil.copytree(base, tmp_path / "zoo/full")
+    (full / "x.safetensors").mkdir()
+    run = compute_deltas(tmp_path / "zoo", ["one"], base_model=str(base), cache_dir=tmp_path / "c")
+    assert run.count("computed") == 1, run.records

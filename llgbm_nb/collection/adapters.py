@@ -4,13 +4,15 @@ An adapter is a folder with an `adapter_config.json`, as PEFT saves it, or a ful
 model's `config.json` and weights. This module runs no model, and nothing that a folder brings along.
 """
 
+import contextlib
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import InputError, first_sentence, printable
+from ..errors import InputError, printable
 from ..files import files_fingerprint
 
 UNKNOWN = "unknown"  # the domain of an adapter without one
@@ -19,6 +21,8 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of pref
 TOKENIZER = ("tokenizer.json", "added_tokens.json")  # what `check_tokenizer` reads
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = {name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
+LONGEST_JSON = 10 * 2**20  # bytes of an adapter's or a model's configuration that are read
+LONGEST_PICKLE = 2**31  # bytes of a pickle that is not in a zip archive, as torch before 1.6 wrote them
 _TOKENS: dict[str, list[str]] = {}  # by a tokenizer file's fingerprint: adapters of one base bring along the same one
 
 
@@ -42,12 +46,7 @@ class Adapter:
     @cached_property
     def config(self) -> dict:
         """Its `adapter_config.json`; {} if that is missing or not JSON (the run lists the adapter with the reason)."""
-        if self.problem:
-            return {}
-        try:
-            config = json.loads((Path(self.path) / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
+        config = {} if self.problem else _read_json(Path(self.path) / CONFIG)
         return config if isinstance(config, dict) else {}
 
     @cached_property
@@ -74,27 +73,34 @@ class Adapter:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the config's and the weights' bytes. Raises InputError if one of the files cannot be read."""
+        """SHA-256 of the config's and the weights' bytes. Raises InputError if one of the files cannot be read, or the
+        weights are not as long as their beginning says."""
         try:
+            for file in self.files:
+                _check_beginning(file)
             return files_fingerprint(self.files)
         except OSError as error:
             raise InputError(f"its files cannot be read ({error.strerror or error})") from error
 
     @property
     def files(self) -> list[Path]:
-        """The files that decide its delta. Raises InputError if config or weights are missing."""
+        """The files that decide its delta. Raises InputError if config or weights are missing, or if there is something
+        in its folder that is no file to be read: a pipe, a socket or a device."""
         if self.problem:
             raise InputError(self.problem)
+        with contextlib.suppress(OSError), os.scandir(self.path) as listing:
+            if strange := [e.name for e in listing if not e.is_file() and not e.is_dir() and os.path.exists(e)]:
+                raise InputError(f"its {strange[0]} is a pipe, a socket or a device, and is not read; remove it")
         if self.is_checkpoint:
             patterns = ("*.safetensors", "*.bin", "*.index.json", "*.py")
-            files = sorted(file for pattern in patterns for file in Path(self.path).glob(pattern))
-            return [Path(self.path) / MODEL_CONFIG, *files, *shards_below(self.path)]
+            files = sorted(file for pattern in patterns for file in Path(self.path).glob(pattern) if file.is_file())
+            return [_sized(Path(self.path) / MODEL_CONFIG), *files, *shards_below(self.path)]
         return [Path(self.path) / CONFIG, self.weights_file]
 
     @property
     def weights_file(self) -> Path:
         """The file that holds the weights. Raises InputError if config or weights are missing."""
-        if not (Path(self.path) / CONFIG).is_file():
+        if not _sized(Path(self.path) / CONFIG).is_file():
             raise InputError(f"{CONFIG} is missing")
         for name in WEIGHTS:
             if (Path(self.path) / name).is_file():
@@ -104,7 +110,8 @@ class Adapter:
     def read_tensors(self) -> dict:
         """The adapter's tensors on the CPU, by PEFT's names, in their stored dtype.
 
-        Raises InputError for truncated files, pickles with anything but tensors in them, no tensors, non-finite values.
+        Raises InputError for truncated files, pickles with anything but tensors in them, no tensors, ones larger than
+        what is stored of them, complex numbers and non-finite values.
         """
         import torch
         from safetensors import SafetensorError
@@ -118,10 +125,15 @@ class Adapter:
                 tensors = torch.load(file, map_location="cpu", weights_only=True)
         except SafetensorError as error:
             raise InputError(f"{file.name} is damaged or cut off ({error})") from error
-        except Exception as error:  # torch.load raises many kinds for a damaged or unsafe pickle
-            raise InputError(f"{file.name} cannot be read as plain tensors ({first_sentence(error)})") from error
+        except Exception as error:  # torch.load raises many kinds for a damaged or unsafe pickle, with unsafe advice
+            raise InputError(f"{file.name} cannot be read as plain tensors, or holds more than these") from error
         if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
             raise InputError(f"{file.name} does not hold tensors by name")
+        for name, tensor in tensors.items():
+            if tensor.is_complex():
+                raise InputError(f"{file.name} has complex numbers, in {name}; no kind of adapter has these")
+            if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise InputError(f"{file.name} stores less than all of a tensor's numbers, in {name}")
         # A sum is finite only if all its terms are, and quick; it can overflow without that, so look again.
         if not torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()]).isfinite().all():
             for name, tensor in tensors.items():
@@ -144,10 +156,8 @@ def shard_names(folder: str | Path) -> set[str]:
     """The files of a model's weights that its index names, whether they are there or not."""
     named = set()
     for index in Path(folder).glob("*.index.json"):
-        try:
-            named |= set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # whoever loads the model says what is wrong
+        with contextlib.suppress(KeyError, TypeError, AttributeError):  # whoever loads the model says what is wrong
+            named |= set(map(str, _read_json(index)["weight_map"].values()))
     return named
 
 
@@ -182,6 +192,37 @@ def _tokens_in(file: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"its {file.name} cannot be read ({error})") from error
     return _TOKENS.setdefault(key, list(added))
+
+
+def _sized(file: Path) -> Path:
+    """A configuration file. Raises InputError if it is too long to be one."""
+    if file.is_file() and (size := file.stat().st_size) > LONGEST_JSON:
+        raise InputError(f"its {file.name} has {size:,} bytes; a configuration has {LONGEST_JSON:,} at most")
+    return file
+
+
+def _read_json(file: Path):
+    """What a JSON file of at most LONGEST_JSON bytes holds; None if it is anything else."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if file.is_file() and file.stat().st_size <= LONGEST_JSON:
+            return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _check_beginning(file: Path) -> None:
+    """Raises InputError if a weights file is not as long as its beginning says: a file of zeros has any length."""
+    size = file.stat().st_size
+    if file.suffix == ".safetensors":
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            try:
+                header = json.loads(stream.read(length)) if 1 < length <= min(size, LONGEST_JSON * 10) else {}
+                end = max((each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"), default=0)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+                end = -1
+        if not header or size != 8 + length + end:
+            raise InputError(f"{file.name} is damaged or cut off")
+    elif file.suffix == ".bin" and size > LONGEST_PICKLE and not zipfile.is_zipfile(file):
+        raise InputError(f"{file.name} is damaged: it has {size:,} bytes and is no archive of tensors")
 
 
 def _targets_in_short(targets) -> str:
