@@ -152,6 +152,13 @@ SPOILED = {
     "text for tensors": (lambda f: to_pickle(f, ["a"]), "does not hold tensors"),
     "unknown targets": (change_config(target_modules=["no_such_proj"]), "does not fit the base"),
     "rank": (change_config(r=3), "do not fit the base: size mismatch"),
+    "enormous rank": (change_config(r=40_000_000), "asks for rank 40000000, but no tensor"),
+    "enormous rank of a module": (change_config(rank_pattern={"q_proj": 10**8}), "asks for rank 100000000"),
+    "replicated layers": (change_config(layer_replication=[[0, 2]] * 10_000), "it makes 20000 layers"),
+    "targets that take for ever": (change_config(target_modules="(.+.+)+x"), "regular expression .*takes for ever"),
+    "exclusion that takes for ever": (change_config(exclude_modules="(.+.+)+x"), "takes for ever"),
+    "many stars": (change_config(rank_pattern={".*" * 20 + "x": 4}), "takes for ever"),
+    "layers that take for ever": (change_config(layers_to_transform=[0], layers_pattern="(.+.+)+x"), "takes for ever"),
 }
 
 

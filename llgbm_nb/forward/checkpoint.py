@@ -24,6 +24,7 @@ def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool =
                 its, the_bases = getattr(ours, key, None), getattr(theirs, key, None)
                 if its != the_bases:
                     raise InputError(f"it is no fine-tune of this base, where {key} is not {its} but {the_bases}")
+            _check_sizes(config, base, trust_remote_code)
             options |= dict(config=config, dtype=base.model.dtype)
             model, report = AutoModelForCausalLM.from_pretrained(adapter.path, **options)
     except InputError:
@@ -37,3 +38,16 @@ def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool =
         if not torch.isfinite(parameter).all():
             raise InputError(f"its weights have values that are not finite, in {name}")
     return model.to(base.device).eval().requires_grad_(False)
+
+
+def _check_sizes(config, base: BaseModel, trust_remote_code: bool) -> None:
+    """Raises InputError for a config that asks for far more memory than the base takes, before it is taken."""
+    numbers = (each.get_text_config().to_dict().items() for each in (base.model.config, config))
+    usual, own = ({key: number for key, number in each if type(number) is int} for each in numbers)
+    if above := [key for key, number in own.items() if number > 10 * max(usual.values())]:
+        raise InputError(f"it is no fine-tune of this base: its {above[0]} is {own[above[0]]:,}")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    count, there = (sum(each.numel() for each in one.parameters()) for one in (model, base.model))
+    if count > 2 * there:
+        raise InputError(f"it is no fine-tune of this base: it has {count:,} weights, the base {there:,}")

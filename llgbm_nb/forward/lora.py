@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from .base import body_of
+from .patterns import check_patterns
 
 # Settings of a LoraConfig that plain LoRA may have; with any other one set, PEFT itself measures the adapter.
 _PLAIN = {
@@ -69,6 +70,7 @@ class LoraReader:
         tensors, factors = dict(tensors), {}
         key = repr(sorted(config.to_dict().items(), key=str))
         if key not in self._plans:
+            check_patterns(config, self._modules)
             self._plans[key] = list(self._plan(config))
         for name, rank, scale in self._plans[key]:
             module = self._modules[name]

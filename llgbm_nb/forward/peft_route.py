@@ -16,6 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 
 from ..collection.adapters import CONFIG, Adapter
 from ..errors import InputError, first_sentence
+from .patterns import check_patterns
 from .states import last_token_states, one_by_one_states
 
 
@@ -26,6 +27,7 @@ class BaseChanged(RuntimeError):
 # Kinds whose layers see each token by itself, and that live in the model's body: tested to give the same in a batch of
 # padded probes without the LM head. Any other is measured as `PeftModel` runs it, one probe at a time.
 IN_BATCHES = {"LORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "BOFT", "ADALORA"}
+RANKED = {"LORA", "LOHA", "VERA", "ADALORA", "HRA", "RANDLORA", "PVERA"}  # kinds with tensors as large as `r` says
 
 
 @contextlib.contextmanager
@@ -80,13 +82,13 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     tensors = adapter.read_tensors()
     config = read_config(adapter)
     config.inference_mode, layers = True, model.config.get_text_config().num_hidden_layers
+    check_patterns(config, [name for name, _ in model.named_modules()])
+    _check_sizes(config, tensors, layers)
     try:
         with warnings.catch_warnings(action="ignore"):
             wrapped = PeftModel(model, config)
     except Exception as error:
         raise InputError(f"its config does not fit the base: {first_sentence(error)}") from error
-    if (now := model.config.get_text_config().num_hidden_layers) != layers:
-        raise InputError(f"it makes {now} layers of the base's {layers} (layer_replication); there is no difference")
     try:
         with warnings.catch_warnings(action="ignore"):
             result = set_peft_model_state_dict(wrapped, tensors)
@@ -105,6 +107,23 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     if some := result.unexpected_keys:
         raise InputError(f"its weights hold {len(some)} tensors that have no place in the base, such as {some[0]}")
     return wrapped.eval()
+
+
+def _check_sizes(config: PeftConfig, tensors: dict[str, torch.Tensor], layers: int) -> None:
+    """Raises InputError if a config asks for more than its tensors hold, before anything is allocated for it."""
+    try:
+        now = sum(max(0, end - start) for start, end in getattr(config, "layer_replication", None) or [(0, layers)])
+        ranks = [getattr(config, "r", 0), *(getattr(config, "rank_pattern", None) or {}).values()]
+        rank = max(each for each in ranks if type(each) is int) if config.peft_type in RANKED else 0
+    except (TypeError, ValueError) as error:
+        raise InputError(f"its config does not fit the base: {first_sentence(error)}") from error
+    if now != layers:
+        raise InputError(f"it makes {now} layers of the base's {layers} (layer_replication); there is no difference")
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    if rank > largest:
+        raise InputError(
+            f"its config asks for rank {rank}, but no tensor of it has more than {largest} rows or columns"
+        )
 
 
 def read_config(adapter: Adapter) -> PeftConfig:
