@@ -24,7 +24,7 @@ ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 
 def from_root(path: str | Path) -> Path:
     """`path` as an absolute path; a relative one starts at the project's root, so that notebooks run from anywhere."""
-    return Path(os.path.normpath(ROOT / Path(path).expanduser()))
+    return Path(os.path.normpath(ROOT / os.path.expanduser(path)))
 
 
 def shown(path: str | Path) -> str:

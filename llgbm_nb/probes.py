@@ -49,6 +49,8 @@ def read_probe_file(path: str | Path) -> list[str]:
     Spaces at a block's end are kept, as the last token is what counts. Raises InputError naming the file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"the probe file {path} is no file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -58,7 +60,8 @@ def read_probe_file(path: str | Path) -> list[str]:
     if path.suffix.lower() == ".json":
         try:
             probes = json.loads(text)
-        except ValueError as error:
+            json.dumps(probes, ensure_ascii=False).encode()  # refuses half of a surrogate pair
+        except (ValueError, RecursionError) as error:
             raise InputError(f"the probe file {path} is not valid JSON: {error}") from error
         if not isinstance(probes, list) or not all(isinstance(probe, str) for probe in probes):
             raise InputError(f"the probe file {path} must hold a JSON list of texts")

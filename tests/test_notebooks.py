@@ -210,14 +210,15 @@ def test_a_report_is_made_once(zoo, base, tmp_path, monkeypatch, capsys):
         times = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
         assert report.main(arguments) == 0 and "up to date" in capsys.readouterr().out
         assert {f: f.stat().st_mtime_ns for f in folder.iterdir()} == times
-        assert report.main([*arguments, "--max-length", "2"]) == 1  # what was there is set aside, not lost
-        assert (folder.with_name(f"{name}.previous") / "summary.json").exists()
+        assert report.main([*arguments, "--max-length", "2"]) == 1  # what was there before is there again
+        assert {f: f.stat().st_mtime_ns for f in folder.iterdir()} == times
+        assert (folder.with_name(f"{name}.stopped") / "01_probes.html").exists()
         assert report.main(["--run", "../notebooks"]) == 1 and "one folder name" in capsys.readouterr().err
         assert report.main([*arguments, "--probe-type", "law"]) == 1
         assert "probe_type is 'law'" in capsys.readouterr().err
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folder.with_name(f"{name}.previous"), ignore_errors=True)
+        shutil.rmtree(folder.with_name(f"{name}.stopped"), ignore_errors=True)
 
 
 def test_committed_notebooks_are_small_executed_and_clean():

@@ -80,6 +80,9 @@ def test_the_rankings_are_those_that_tokens_knows_how_to_read():
         ("probe_type", "no-such-set", "generic, math, code, commonsense"),
         ("force_recompute", "yes", "True or False"),
         ("base_model", 7, "text"),
+        ("base_model", "x" * 5000, "at most 4,096 letters"),
+        ("cluster", "\udcff", "text in UTF-8"),
+        ("cache_dir", "x" * 300, "no path .*too long"),
         ("checkpoint_dir", "", "folder"),
     ],
 )

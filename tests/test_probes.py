@@ -1,8 +1,9 @@
 import json
+import os
 
 import pytest
 
-from llgbm_nb import create_domain_probes, create_generic_probes, create_mixed_probes, create_probes
+from llgbm_nb import InputError, create_domain_probes, create_generic_probes, create_mixed_probes, create_probes
 from llgbm_nb.probes import PROBE_TYPES
 
 
@@ -79,3 +80,16 @@ def test_an_unusable_probe_file_is_named(tmp_path, name, content, reason):
         file.write_text(content)
     with pytest.raises(ValueError, match=f"{name}.*{reason}|{reason}.*{name}"):
         create_probes(probe_file=file)
+
+
+@pytest.mark.parametrize(("text", "reason"), [("[" * 10_000, "not valid JSON"), ('["\\ud800"]', "not valid JSON")])
+def test_probe_json_that_python_stumbles_over_is_refused(tmp_path, text, reason):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(InputError, match=f"p.json is {reason}"):
+        create_probes(probe_file=tmp_path / "p.json")
+
+
+def test_a_pipe_is_no_probe_file(tmp_path):
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(InputError, match="p.txt is no file"):
+        create_probes(probe_file=tmp_path / "p.txt")

@@ -248,6 +248,34 @@ def test_the_makefiles_args_are_split_as_a_shell_does(monkeypatch, reports, ran,
     assert ran[-1][1]["dtype"] == "bfloat16" and ran[-1][1]["probe_file"].endswith("a b.txt")
 
 
+def test_ctrl_c_is_one_line_and_a_full_disk_too(monkeypatch, reports, zoo, capsys):
+    known = run._declared()
+    monkeypatch.setattr(run, "_declared", lambda: known)
+
+    def stop(error):
+        def execute(notebook, target, parameters):
+            target.write_text("half")
+            raise error
+
+        return execute
+
+    arguments = ["--run", "mine", "--checkpoint-dir", str(zoo)]
+    before = reports / "mine"
+    before.mkdir()
+    (before / ".inputs").write_text("other")
+    (before / "index.html").write_text("before")
+    for error, code, said in (
+        (KeyboardInterrupt(), 130, "stopped: what was measured is kept"),
+        (OSError(28, "No space left on device", str(before / "x")), 1, "reports/mine/x (No space left on device)"),
+    ):
+        monkeypatch.setattr(run, "_execute", stop(error))
+        assert run.main(arguments) == code
+        out = capsys.readouterr().err
+        assert said in out and out.count("\n") == 1
+        assert (before / "index.html").read_text() == "before" and not (reports / "mine.previous").exists()
+        assert (reports / "mine.stopped/01_probes.ipynb").read_text() == "half"
+
+
 def test_reports_of_two_bases_from_one_command(two_bases, tmp_path, monkeypatch, capsys):
     """The notebooks run for both: each report has its own adapters and no other."""
     monkeypatch.setattr("llgbm_nb.report.run.NOTEBOOKS", ("01_probes", "03_teacher_deltas", "05_evidence"))

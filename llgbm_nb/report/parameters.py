@@ -14,10 +14,12 @@ from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 
-from ..errors import InputError
+from ..errors import InputError, first_sentence
 from ..files import from_root
 from ..probes import PROBE_TYPES, create_probes
 from ..settings import DTYPES, RANKINGS, Settings
+
+LONGEST_TEXT = 4096  # letters; a path has fewer
 
 
 def set_up(namespace: dict) -> SimpleNamespace:
@@ -41,7 +43,8 @@ def check(namespace: dict) -> SimpleNamespace:
         try:
             setattr(values, name, RULES[name](namespace[name]))
         except InputError as error:
-            wrong.append(f"{name} is {namespace[name]!r}; {error}")
+            value = repr(namespace[name])
+            wrong.append(f"{name} is {value if len(value) < 200 else value[:99] + '…'}; {error}")
     for name in sorted(_unknown(namespace)):
         near = get_close_matches(name, RULES.keys() & namespace.keys(), n=1)
         wrong.append(f"there is no parameter {name}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -84,7 +87,13 @@ def _of(kind, what: str, value, above: float | None = None):
     return value
 
 
-_text = partial(_of, str, "a text")
+def _text(value):
+    _of(str, "a text", value)
+    if len(value) > LONGEST_TEXT or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"it must be a text in UTF-8 of at most {LONGEST_TEXT:,} letters")
+    return value
+
+
 _positive = partial(_of, int | float, "a number above 0", above=0)
 
 
@@ -117,6 +126,10 @@ def _cluster(value):
 
 def _path(needed: bool, value):
     if _text(value).strip():
+        try:
+            from_root(value).exists()
+        except (OSError, ValueError) as error:  # too long a name, or with a zero in it
+            raise InputError(f"it is no path ({first_sentence(error)[:60]})") from error
         return from_root(value)
     if needed:
         raise InputError("it must name a folder")

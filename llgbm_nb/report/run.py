@@ -53,17 +53,35 @@ def run_report(name: str = "", **parameters) -> Path:
         print(f"{shown(folder)} is up to date: nothing it depends on has changed")
         return folder
     previous = folder.with_name(f"{folder.name}.previous")
-    if marker.exists():  # a finished report is set aside until there is a new one
+    try:
+        if previous.exists():  # of a run that was killed
+            _bring_back(previous, folder)
+        if marker.exists():  # a finished report is set aside until there is a new one
+            folder.rename(previous)
+        folder.mkdir(parents=True, exist_ok=True)
+        for notebook, known in _declared().items():
+            print(f"{notebook} …", flush=True)
+            mine = {key: value for key, value in (parameters | {"output_dir": shown(folder)}).items() if key in known}
+            _execute(notebook, folder / f"{notebook}.ipynb", mine)
+        marker.write_text(state)
         shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    folder.mkdir(parents=True, exist_ok=True)
-    for notebook, known in _declared().items():
-        print(f"{notebook} …", flush=True)
-        mine = {key: value for key, value in (parameters | {"output_dir": shown(folder)}).items() if key in known}
-        _execute(notebook, folder / f"{notebook}.ipynb", mine)
-    marker.write_text(state)
-    shutil.rmtree(previous, ignore_errors=True)
+    except BaseException as error:
+        if previous.exists():
+            _bring_back(previous, folder)
+        if isinstance(error, OSError):
+            file = shown(error.filename or folder)
+            raise InputError(f"cannot write {file} ({error.strerror}); mend that: what was measured is kept") from error
+        raise
     return folder
+
+
+def _bring_back(previous: Path, folder: Path) -> None:
+    """Put a finished report back in its place; what was made of the next one is beside it, in `<name>.stopped`."""
+    stopped = folder.with_name(f"{folder.name}.stopped")
+    if folder.exists():
+        shutil.rmtree(stopped, ignore_errors=True)
+        folder.rename(stopped)
+    previous.rename(folder)
 
 
 def defaults() -> dict:
@@ -201,7 +219,10 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line, and what the Makefile's ARGS adds to it. Returns 0, or 1 if a report could not be made."""
+    """The command line, and what the Makefile's ARGS adds to it.
+
+    Returns 0, 1 if a report could not be made, or 130 if it was stopped.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m llgbm_nb.report", allow_abbrev=False,
         description="Run the notebooks into reports/; the options are the notebooks' parameters (docs/parameters.md). "
@@ -218,10 +239,13 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         reports = one_for_each_base(given.pop("run"), **given)
+        return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
+    except KeyboardInterrupt:
+        print("stopped: what was measured is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 def _report(name: str, parameters: dict, one_of_several: bool) -> int:
