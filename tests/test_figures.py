@@ -68,6 +68,16 @@ def test_very_long_names_are_cut_and_the_pictures_stay_small(tmp_path):
         assert max(plt.imread(tmp_path / f"{name}.png").shape) < 3000, name
 
 
+def test_very_many_probes_are_a_histogram_and_some_of_them(tmp_path):
+    states = RNG.normal(size=(1001, 3, 4)).astype(np.float32)
+    counts = figures.token_counts([5, 6] * 600, ["a"] * 1200, 256)
+    assert len(counts.axes[0].patches) < 60 and not counts.axes[0].texts
+    assert texts(counts).startswith("All 1,200 probes fit: at most 6 of 256")
+    assert len(figures.base_norms(states).axes[0].lines) < 202
+    similar = figures.probe_similarity(analysis.similarity(states[:, 0]))
+    assert similar.axes[0].collections[0].get_array().shape == (167, 167) and "one of 6 is shown" in texts(similar)
+
+
 def test_show_hands_the_figure_back_or_shows_it_with_what_there_is_to_see(tmp_path, capsys, monkeypatch):
     displayed = []
     monkeypatch.setattr(pictures, "display", displayed.append)

@@ -23,6 +23,7 @@ from ..analysis.silhouettes import Silhouette
 from ..collection.adapters import UNKNOWN
 from .styles import BLUE, GREY, ORANGE, SKY, TSNE_AXES, domain_styles, short
 
+PROBES = 200  # of more, some are shown
 LABELS = 60  # above so many adapters, names on an axis would overlap and are left out
 MAP_LABELS = 500  # on a map each name looks for a free place; above so many adapters, only those of domains do
 KEYS, KEYS_IN_A_COLUMN = 40, 20  # domains in a legend, the largest ones
@@ -72,13 +73,17 @@ def sentence(text: str):
 
 
 def token_counts(counts: list[int], last_tokens: list[str], max_length: int):
-    """A bar per probe: its token count, with its last token written at the end."""
-    axis = new_figure(7, 0.32 * len(counts) + 1.2).add_subplot()
+    """A bar per probe: its token count, with its last token written at the end; of more than LABELS, a histogram."""
+    axis = new_figure(7, 0.32 * min(len(counts), 10 if len(counts) > LABELS else LABELS) + 1.2).add_subplot()
+    axis.set(xlabel="tokens", title=f"All {len(counts):,} probes fit: at most {max(counts)} of {max_length} tokens")
+    if len(counts) > LABELS:
+        axis.hist(counts, bins="auto", color=BLUE)
+        axis.set(ylabel="probes")
+        return axis.figure
     bars = axis.barh([f"probe {row}" for row in range(1, len(counts) + 1)], counts, color=BLUE, height=0.65)
     labels = [f"{count}, ends in {token!r}" for count, token in zip(counts, last_tokens, strict=True)]
     axis.bar_label(bars, labels, padding=3, fontsize=9)
-    title = f"All {len(counts)} probes fit: at most {max(counts)} of {max_length} tokens"
-    axis.set(xlabel="tokens", xlim=(0, max(counts) * 1.45), title=title)
+    axis.set(xlim=(0, max(counts) * 1.45))
     axis.invert_yaxis()
     return axis.figure
 
@@ -87,7 +92,8 @@ def base_norms(states: np.ndarray):
     """||a(B)|| at every layer, a thin line per probe and their mean; `states` is (probes, layers + 1, hidden)."""
     norms = np.linalg.norm(states, axis=-1)  # (probes, layers + 1)
     axis = new_figure(7, 3.2).add_subplot()
-    [mean], probes = axis.plot(norms.mean(axis=0), color=SKY, lw=5), axis.plot(norms.T, color="#333333", lw=0.6)
+    some = norms[:: -(-len(norms) // PROBES)]
+    [mean], probes = axis.plot(norms.mean(axis=0), color=SKY, lw=5), axis.plot(some.T, color="#333333", lw=0.6)
     axis.legend([mean, probes[0]], ["mean", "one probe"], **_AT_RIGHT)
     axis.set(xlabel="layer (0 = embeddings)", ylabel="norm of the hidden state", yscale="log")
     axis.yaxis.set_major_formatter("{x:g}")
@@ -97,19 +103,21 @@ def base_norms(states: np.ndarray):
 
 
 def probe_similarity(cosines: np.ndarray):
-    """Cosine between the probes' hidden states at one layer: (probes, probes)."""
-    count = len(cosines)
+    """Cosine between the probes' hidden states at one layer: (probes, probes); of very many, some are shown."""
+    count, every = len(cosines), -(-len(cosines) // PROBES)
     axis = new_figure(min(7, 0.45 * count + 3), min(6, 0.4 * count + 2)).add_subplot()
-    names = [f"probe {i + 1}" for i in range(count)]
+    names = [f"probe {i + 1}" for i in range(count)] if count <= LABELS else False
+    shown = cosines[::every, ::every]
     sns.heatmap(
-        cosines, ax=axis, cmap="viridis", vmin=min(0, cosines.min()), vmax=1, square=True, annot=count <= 15, fmt=".2f",
+        shown, ax=axis, cmap="viridis", vmin=min(0, cosines.min()), vmax=1, square=True, annot=count <= 15, fmt=".2f",
         annot_kws={"fontsize": 7}, xticklabels=names, yticklabels=names, cbar_kws={"label": "cosine"},
     )  # fmt: skip
     axis.tick_params(axis="x", rotation=90)
     axis.tick_params(axis="y", rotation=0)
     pairs = cosines[~np.eye(count, dtype=bool)]
     spread = sorted({f"{pairs.min():.2f}", f"{pairs.max():.2f}"}, key=float) if count > 1 else ["of one probe only"]
-    axis.set_title(f"The probes to the base: cosine {' to '.join(spread)}")
+    left_out = f"\n(one of {every} is shown)" if every > 1 else ""
+    axis.set_title(f"The probes to the base: cosine {' to '.join(spread)}{left_out}")
     return axis.figure
 
 
