@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from llgbm_nb import compute_deltas, create_generic_probes, find_adapter_paths
 from llgbm_nb.files import ROOT
-from llgbm_nb.forward.base import base_folder
+from llgbm_nb.forward.base_files import base_folder
 from llgbm_nb.forward.demo_base import DEMO_BASE
 
 EARLY = 50
