@@ -37,7 +37,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2C
 
 from llgbm_nb import create_generic_probes
 from llgbm_nb.collection.adapters import Adapter
-from llgbm_nb.forward.base import body_of, load_base, load_tokenizer, quiet_transformers
+from llgbm_nb.forward.base import body_of, load_base, load_tokenizer
 from llgbm_nb.forward.demo_base import DEMO_BASE
 from llgbm_nb.forward.engine import TOKENS_AT_ONCE, Engine
 from llgbm_nb.forward.lora import LoraReader
@@ -45,6 +45,7 @@ from llgbm_nb.forward.peft_route import read_config
 from llgbm_nb.forward.stacked_route import STACKED
 from llgbm_nb.forward.states import last_token_states, tokenize
 from llgbm_nb.forward.twin import product
+from llgbm_nb.progress_bar import quiet_transformers
 from llgbm_nb.settings import Settings
 
 PROBES, MAX_LENGTH, DTYPES = create_generic_probes(), 256, ("float32", "bfloat16")

@@ -17,10 +17,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from llgbm_nb.collection.adapters import Adapter
-from llgbm_nb.forward.base import BaseModel, load_base, load_tokenizer, quiet_transformers
+from llgbm_nb.forward.base import BaseModel, load_base, load_tokenizer
 from llgbm_nb.forward.demo_base import DEMO_BASE
 from llgbm_nb.forward.engine import Engine
 from llgbm_nb.forward.states import tokenize
+from llgbm_nb.progress_bar import quiet_transformers
 from llgbm_nb.settings import Settings
 
 STD = {"demo": 0.02, "qwen": 0.004}  # of B, so that deltas are some 15 % of the base's norm

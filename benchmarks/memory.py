@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from llgbm_nb import compute_deltas, create_generic_probes, find_adapter_paths
 from llgbm_nb.files import ROOT
-from llgbm_nb.forward.base import base_folder
+from llgbm_nb.forward.base_files import base_folder
 from llgbm_nb.forward.demo_base import DEMO_BASE
 
 EARLY = 50
@@ -52,9 +53,10 @@ def main(count: int = 500) -> None:
     assert run.count("computed") == count, [r for r in run.records if r["reason"]]
     for route in dict.fromkeys(routes):  # one after the other
         part = [size / 2**20 for size, taken in zip(seen, routes, strict=True) if taken == route]
-        early = part[min(EARLY, len(part) // 3) - 1]
-        print(f"{len(part)} {route}: {early:.0f} MiB after {min(EARLY, len(part) // 3)}, {part[-1]:.0f} at the end,"
-              f" {part[-1] / early - 1:+.1%}")  # fmt: skip
+        first = min(EARLY, len(part) // 3)
+        # Medians: files are read ahead, so that one look alone depends on what the other thread is at.
+        early, late = median(part[first // 2 : first]), median(part[-first // 2 :])
+        print(f"{len(part)} {route}: {early:.0f} MiB after {first}, {late:.0f} at the end, {late / early - 1:+.1%}")
     early, late, most = (size / 2**20 for size in (seen[EARLY - 1], seen[-1], max(seen)))
     print(
         f"after {EARLY} adapters {early:.0f} MiB, after {count} {late:.0f}: {late / early - 1:+.1%}; most: {most:.0f}"

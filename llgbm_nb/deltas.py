@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from .collection.find import find_adapters
 from .delta_set import DeltaSet, mean_over_probes
 from .errors import InputError, first_sentence, printable
 from .files import looks
-from .forward.base import BaseModel, base_fingerprint, difference_dtype, layer_count, load_base, model_dtype
-from .forward.engine import Engine
-from .forward.states import last_token_states, tokenize
-from .settings import Settings
+from .forward.base_files import base_fingerprint
+from .settings import Settings, dtype_name
+
+if TYPE_CHECKING:  # what runs models is imported where it is used: it takes seconds, and a full cache does without
+    from .forward.base import BaseModel
+    from .forward.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,13 @@ class DeltaRun:
     settings: Settings
     notes: tuple[str, ...] = ()
 
-    def load_base(self) -> BaseModel:
+    def load_base(self) -> "BaseModel":
         """The base, for what else is measured of it: in float32, or in the run's own dtype if that is a "-plain" one.
 
         Raises InputError if it cannot be loaded.
         """
+        from .forward.base import difference_dtype, load_base
+
         dtype = self.settings.dtype if difference_dtype(self.settings.dtype) is None else "float32"
         return load_base(self.settings.base_model, dtype, self.settings.device, self.settings.trust_remote_code)
 
@@ -133,6 +138,8 @@ def compute_base(probes: list[str], settings: Settings | None = None, **changes)
     cache, _ = _cache_for(probes, replace(settings, layers="all"))
     states = None if settings.force_recompute else cache.get_base_activations()
     if states is None:
+        from .forward.states import last_token_states, tokenize
+
         base = _load_base(cache, settings)
         states = last_token_states(base.model, tokenize(base.tokenizer, probes, settings.max_length), base.device)
         _keep_base(cache, states)
@@ -149,20 +156,29 @@ def _cache_for(probes: list[str], settings: Settings) -> tuple[DeltaCache, list[
         wrong = True
     if wrong:
         raise InputError("probes must be a list of at least one text")
-    dtype = str(settings.dtype).removeprefix("torch.")
-    model_dtype(dtype)  # a wrong one is reported before anything is read
-    layers = _layer_numbers(settings.layers, layer_count(settings.base_model, settings.trust_remote_code))
+    dtype = dtype_name(settings.dtype)  # a wrong one is reported before anything is read
+    layers = None if settings.layers == "all" else _layer_numbers(settings.layers, _layer_count(settings))
     config = configuration(
         base_model=settings.base_model, probe_type=settings.probe_type, probes=probes, max_length=settings.max_length,
         base_fingerprint=base_fingerprint(settings.base_model, Path(settings.cache_dir) / "files.json"), dtype=dtype,
-        layers=None if settings.layers == "all" else layers,
+        layers=layers,
     )  # fmt: skip
-    return open_cache(settings.cache_dir, config), layers
+    cache = open_cache(settings.cache_dir, config)
+    if layers is None:
+        known = cache.get_base_activations()
+        layers = list(range(_layer_count(settings) if known is None else known.shape[1]))
+    return cache, layers
+
+
+def _layer_count(settings: Settings) -> int:
+    from .forward.base import layer_count
+
+    return layer_count(settings.base_model, settings.trust_remote_code)
 
 
 def _layer_numbers(layers: str | Sequence[int], count: int) -> list[int]:
-    if layers in ("all", "last"):
-        return list(range(count)) if layers == "all" else [count - 1]
+    if layers == "last":
+        return [count - 1]
     if isinstance(layers, str) or not layers or not all(type(n) is int and -count <= n < count for n in layers):
         wrong = f"it must be 'all', 'last' or a list of numbers from {-count} to {count - 1}"
         raise InputError(f"layers is {layers!r}; {wrong}")
@@ -206,8 +222,10 @@ def _unusable(adapter: Adapter, base_model: str) -> str:
 
 
 @contextlib.contextmanager
-def _engine(cache: DeltaCache, probes: list[str], layers: list[int], settings: Settings) -> Iterator[Engine]:
+def _engine(cache: DeltaCache, probes: list[str], layers: list[int], settings: Settings):
     """The run's `Engine`: one in this process, or its like on the workers of a cluster."""
+    from .forward.engine import Engine
+
     if not settings.cluster:
         yield Engine(lambda: _load_base(cache, settings), probes, layers, settings)
         return
@@ -218,7 +236,9 @@ def _engine(cache: DeltaCache, probes: list[str], layers: list[int], settings: S
         yield workers
 
 
-def _load_base(cache: DeltaCache, settings: Settings) -> BaseModel:
+def _load_base(cache: DeltaCache, settings: Settings) -> "BaseModel":
+    from .forward.base import load_base
+
     base = load_base(settings.base_model, settings.dtype, settings.device, settings.trust_remote_code)
     memo = cache.cache_dir.parent / "files.json"
     if base_fingerprint(settings.base_model, memo) != cache.config["base_fingerprint"]:
@@ -226,7 +246,7 @@ def _load_base(cache: DeltaCache, settings: Settings) -> BaseModel:
     return base
 
 
-def _measured(cache: DeltaCache, engine: Engine, adapters: list[Adapter]) -> Iterator[_Outcome]:
+def _measured(cache: DeltaCache, engine: "Engine", adapters: list[Adapter]) -> Iterator[_Outcome]:
     """Measure adapters, and keep each delta before its outcome is given."""
     before: dict[str, tuple] = {}
     for adapter in adapters:

@@ -6,6 +6,7 @@ these weights, by a moving average of the pace. Why a thing takes as long as it 
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
@@ -48,6 +49,23 @@ def progress(total: int, unit: str, weight: float | None = None) -> Iterator[Cal
         bar.close()
         if line:
             line.write(f"{count}/{total} {unit}")
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Transformers without its progress bars and warnings, which would otherwise stand in every executed report."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 class _Line:

@@ -8,10 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import InputError
+
 # The first three are difference propagation (see `forward.twin`): a base in float32, and matrix products in that dtype.
 # "-plain" is the whole model in half precision.
 DTYPES = ("float32", "bfloat16", "float16", "bfloat16-plain", "float16-plain")
 RANKINGS = ("share", "logit")  # how `evidence.tokens` ranks tokens; here, so that checking a name imports no torch
+
+
+def dtype_name(dtype: object) -> str:
+    """The name in DTYPES of a dtype, which may be torch's own. Raises InputError for another one."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype is {name!r}; choose one of {', '.join(DTYPES)}")
+    return name
 
 
 @dataclass(frozen=True)

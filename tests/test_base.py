@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llgbm_nb import InputError, compute_base_activation, get_average_activation
 from llgbm_nb.evidence.reference import reference_activations
-from llgbm_nb.forward.base import base_fingerprint, load_base
+from llgbm_nb.forward.base import load_base
+from llgbm_nb.forward.base_files import base_fingerprint
 from llgbm_nb.forward.states import last_token_states, tokenize
 
 
@@ -146,6 +147,6 @@ def test_a_hub_id_is_read_from_the_hubs_cache(base, tmp_path, monkeypatch):
     shutil.copytree(base, repo / "snapshots" / commit)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
-    monkeypatch.setattr("llgbm_nb.forward.base.HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("llgbm_nb.forward.base_files.HUB_CACHE", str(tmp_path))
     assert base_fingerprint("org/tiny") == base_fingerprint(str(base))
     assert load_base("org/tiny").model.config.model_type == "qwen2"

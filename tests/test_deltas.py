@@ -66,7 +66,7 @@ def test_an_adapter_whose_b_is_zero_has_a_delta_of_exactly_zero(base, tmp_path):
 
 
 def test_a_second_run_takes_all_from_the_cache_without_loading_the_base(run, zoo, monkeypatch):
-    monkeypatch.setattr("llgbm_nb.deltas.load_base", None)
+    monkeypatch.setattr("llgbm_nb.forward.base.load_base", None)
     again = compute_deltas(zoo, PROBES, cache_dir=run.cache.cache_dir.parent)
     assert again.count("cached") == 5
     assert np.stack(again.delta_set.differences).tobytes() == np.stack(run.delta_set.differences).tobytes()
@@ -201,10 +201,10 @@ def test_two_copies_of_the_base_never_lie_in_memory_at_once(base, tmp_path, monk
     import gc
     import weakref
 
-    from llgbm_nb import deltas
+    from llgbm_nb.forward import base as loading
     from llgbm_nb.forward import peft_route
 
-    real, models = deltas.load_base, []
+    real, models = loading.load_base, []
 
     def load(*arguments):
         gc.collect()
@@ -213,7 +213,7 @@ def test_two_copies_of_the_base_never_lie_in_memory_at_once(base, tmp_path, monk
         models.append(weakref.ref(loaded.model))
         return loaded
 
-    monkeypatch.setattr(deltas, "load_base", load)
+    monkeypatch.setattr(loading, "load_base", load)
     restore, spoiled = peft_route._restore, []
 
     def spoil_once(model, modules):
@@ -296,7 +296,7 @@ def test_probes_that_are_no_texts_are_one_sentence(zoo, tmp_path, probes):
 def test_moved_and_relabelled_adapters_are_not_computed_again(zoo, tmp_path, monkeypatch):
     copy = shutil.copytree(zoo, tmp_path / "zoo")
     first = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
-    monkeypatch.setattr("llgbm_nb.deltas.load_base", None)
+    monkeypatch.setattr("llgbm_nb.forward.base.load_base", None)
     same = sorted(delta.tobytes() for delta in first.delta_set.deltas())
     (copy / "one").rename(copy / "three")
     again = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c")
@@ -317,7 +317,7 @@ def test_adapters_that_exchanged_their_names_are_not_computed_again(zoo, tmp_pat
         shutil.copytree(adapter.path, copy / "x" / str(number))
     first = compute_deltas(copy, PROBES, cache_dir=tmp_path / "c").delta_set
     before = np.array(first.differences)[list(order)]
-    monkeypatch.setattr("llgbm_nb.deltas.load_base", None)
+    monkeypatch.setattr("llgbm_nb.forward.base.load_base", None)
     (copy / "x").rename(copy / "old")
     for number, source in enumerate(order):
         shutil.move(copy / "old" / str(source), copy / "x" / str(number))
@@ -408,12 +408,12 @@ def test_an_adapter_that_changes_while_it_is_measured_leaves_nothing_behind(zoo,
 
 
 def test_a_base_that_changes_while_it_is_loaded_is_one_sentence(tmp_path, monkeypatch):
-    from llgbm_nb import deltas
+    from llgbm_nb.forward import base as loading
 
     base = save_base(tmp_path / "base")
     save_adapter(tmp_path / "zoo/x/a", base)
-    real = deltas.load_base
-    monkeypatch.setattr(deltas, "load_base", lambda *options: (save_base(base, seed=7), real(*options))[1])
+    real = loading.load_base
+    monkeypatch.setattr(loading, "load_base", lambda *options: (save_base(base, seed=7), real(*options))[1])
     with pytest.raises(InputError, match="changed while it was loaded; run again"):
         compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "c")
     assert not list((tmp_path / "c").rglob("*.npy"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from llgbm_nb import compute_deltas, create_mixed_probes, create_probes, find_adapter_paths, find_adapters
 from llgbm_nb.evidence.reference import reference_activations, reference_delta
 from llgbm_nb.files import ROOT
-from llgbm_nb.forward.base import base_folder
+from llgbm_nb.forward.base_files import base_folder
 from llgbm_nb.forward.demo_base import DEMO_BASE, _gguf_file
 
 TEACHERS = ROOT / "data" / "teacher_checkpoints"

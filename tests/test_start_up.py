@@ -19,6 +19,16 @@ def test_what_is_heavy_is_not_imported_to_begin_with(statement):
     assert "llgbm_nb" in loaded and not loaded & HEAVY
 
 
+def test_a_run_of_which_all_is_cached_needs_neither_torch_nor_transformers(zoo, base, tmp_path):
+    options = f"{str(zoo)!r}, ['one'], base_model={str(base)!r}, cache_dir={str(tmp_path)!r}"
+    program = f"import llgbm_nb, sys; print(llgbm_nb.compute_deltas({options}).count('cached'), 'torch' in sys.modules)"
+    found = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        found.append(done.stdout.split())
+    assert found == [["0", "True"], ["5", "False"]], done.stderr
+
+
 def test_every_name_that_is_loaded_on_first_use_is_there():
     """Of the package and of its rooms: a misspelt one would show only when somebody asks for it."""
     import importlib

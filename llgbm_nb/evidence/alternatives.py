@@ -25,9 +25,10 @@ from ..delta_set import DeltaSet
 from ..deltas import DeltaRun
 from ..errors import InputError, first_sentence
 from ..files import from_root
-from ..forward.base import BaseModel, quiet_transformers
+from ..forward.base import BaseModel
 from ..forward.lora import Lora, LoraReader, is_plain
 from ..forward.peft_route import applied, base_state, read_config
+from ..progress_bar import quiet_transformers
 
 NEW_TOKENS = 32  # of a continuation
 _COLUMNS = 2**16  # of flattened tensors that are multiplied at once, which bounds the memory

@@ -23,8 +23,10 @@ from ..analysis.tables import times
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun, compute_deltas
 from ..errors import InputError, first_sentence
-from ..forward.base import base_folder, difference_dtype, quiet_transformers
+from ..forward.base import difference_dtype
+from ..forward.base_files import base_folder
 from ..forward.states import noise_floor, tokenize
+from ..progress_bar import quiet_transformers
 from .chance import probe_spread
 from .reference import reference_activations, reference_delta
 

@@ -5,7 +5,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..collection.adapters import Adapter, check_tokenizer
 from ..errors import InputError, first_sentence
-from .base import BaseModel, quiet_transformers
+from ..progress_bar import quiet_transformers
+from .base import BaseModel
 
 
 def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool = False) -> torch.nn.Module:

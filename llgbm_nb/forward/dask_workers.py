@@ -25,7 +25,8 @@ import torch
 from ..collection.adapters import Adapter, is_lora
 from ..errors import InputError, first_sentence
 from ..settings import Settings
-from .base import BaseModel, base_fingerprint, load_base
+from .base import BaseModel, load_base
+from .base_files import base_fingerprint
 from .engine import Engine
 from .memory import hand_back_memory
 from .stacked_route import Measured

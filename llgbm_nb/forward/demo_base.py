@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import InputError
+from ..progress_bar import quiet_transformers
 
 DEMO_BASE = "SmolLM2-135M-Instruct-Q4_1-dequantized"
 
@@ -33,6 +34,7 @@ def _gguf_file() -> Path:
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+@quiet_transformers()
 def _dequantize(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -196,7 +196,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
 
     Raises InputError if there are no such queries.
     """
-    from ..forward.base import base_fingerprint  # these take seconds to import
+    from ..forward.base_files import base_fingerprint  # these take seconds to import
     from ..uses.task_query import find_queries
 
     kinds = (".py", ".json", ".html", ".css", ".js")

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from ..files import shown, write_whole
-from ..forward.base import BaseModel, load_base, quiet_transformers
+from ..forward.base import BaseModel, load_base
+from ..progress_bar import quiet_transformers
 
 TARGETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "all": "all-linear"}
 

@@ -19,7 +19,8 @@ from ..collection.adapters import CONFIG, UNKNOWN, Adapter
 from ..deltas import DeltaRun, compute_deltas
 from ..errors import InputError, first_sentence
 from ..files import shown
-from ..forward.base import BaseModel, base_fingerprint, load_base
+from ..forward.base import BaseModel, load_base
+from ..forward.base_files import base_fingerprint
 from .finetune import TARGETS, find_data_files, read_pairs, train_teacher
 
 
