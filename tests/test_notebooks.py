@@ -227,10 +227,22 @@ def test_committed_notebooks_are_small_executed_and_clean():
         notebook = nbformat.read(file, 4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
-        assert code[1].source == "from llgbm_nb.report import set_up\n\np = set_up(globals())"
+        assert code[1].source.endswith("from llgbm_nb.report import set_up\n\np = set_up(globals())")
+        assert code[1].source.startswith("import sys\n\nsys.path = ")  # before anything else is imported
         assert all(cell.execution_count for cell in code)
         assert str(ROOT) not in file.read_text() and str(Path.home()) not in file.read_text()
         assert "stderr" not in {o.get("name") for cell in code for o in cell.outputs}
+
+
+def test_what_lies_in_the_working_directory_is_not_imported(zoo, base, tmp_path):
+    """papermill started in a downloaded folder: the kernel has it first on its path."""
+    (tmp_path / "here").mkdir()
+    for name in ("llgbm_nb", "pandas", "numpy", "lazy_loader", "transformers", "tqdm", "sitecustomize"):
+        (tmp_path / "here" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+    settings = dict(checkpoint_dir=zoo, base_model=base, cache_dir=tmp_path / "deltas")
+    done = papermill(ROOT / "notebooks/01_probes.ipynb", tmp_path / "out.ipynb", cwd=tmp_path / "here", **settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_nbval_notices_a_changed_number(tmp_path):
