@@ -68,6 +68,12 @@ def test_a_folder_that_two_others_could_be_is_one_of_the_first(tmp_path):
 
 
 def test_a_base_that_cannot_be_looked_up_goes_with_the_first_group_however_frequent():
-    adapters = named(a="~nosuchuser/x", b="~nosuchuser/x", c="org/one", d="~nosuchuser/x", e="org/one", f="org/two")
+    adapters = named(a="/x\0y", b="/x\0y", c="org/one", d="/x\0y", e="org/one", f="org/two")
     assert names_by_base(adapters) == [("org/one", "abcde"), ("org/two", "f")]
-    assert names_by_base(named(a="~nosuchuser/x")) == [("~nosuchuser/x", "a")]
+    assert names_by_base(named(a="/x\0y")) == [("/x\0y", "a")]
+
+
+def test_the_home_of_nobody_is_a_folder_that_is_not_there():
+    assert names_by_base(named(a="~nosuchuser/x", b="org/one", c="~nosuchuser/x")) == [
+        ("~nosuchuser/x", "ac"), ("org/one", "b"),
+    ]  # fmt: skip

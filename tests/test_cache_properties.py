@@ -10,8 +10,9 @@ from conftest import PROBES, save_adapter, save_base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llgbm_nb import InputError, compute_deltas, deltas
+from llgbm_nb import InputError, compute_deltas
 from llgbm_nb import files as paths
+from llgbm_nb.forward import base as loading
 
 pytestmark = pytest.mark.slow
 SETS = (PROBES[:2], PROBES[1:3], PROBES[:3])
@@ -153,7 +154,7 @@ def test_every_served_delta_is_that_of_a_fresh_computation(stock, loaded_once, s
 @pytest.fixture
 def loaded_once(monkeypatch):
     """The bases' models by their weights: nothing changes them (tested elsewhere), and loading is what takes time."""
-    real, known = deltas.load_base, {}
+    real, known = loading.load_base, {}
 
     def load(name, *options):
         key = (Path(name) / "model.safetensors").read_bytes(), *options
@@ -161,4 +162,4 @@ def loaded_once(monkeypatch):
             known[key] = real(name, *options)
         return known[key]
 
-    monkeypatch.setattr(deltas, "load_base", load)
+    monkeypatch.setattr(loading, "load_base", load)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, PROBES, save_adapter, save_base
+from conftest import ARCHITECTURES, PROBES, SIZES, save_adapter, save_base
 from peft import (
     AdaLoraConfig,
     BOFTConfig,
@@ -21,7 +21,14 @@ from peft import (
     VeraConfig,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BambaConfig,
+    Lfm2Config,
+    Qwen3NextConfig,
+    RecurrentGemmaConfig,
+)
 
 from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.collection.find import find_adapters
@@ -155,6 +162,47 @@ def test_every_architecture(tmp_path, architecture):
     rounded = new(base, LONG, difference=torch.bfloat16)
     for folder, measured in measure(rounded, folders).items():
         assert error(measured, base, folder, LONG) <= 0.02
+
+
+MAMBA = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=16, mamba_n_groups=1, mamba_chunk_size=16)
+LINEAR = dict(linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8)
+DENSE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16)
+STATEFUL = {  # recurrent or convolution layers, and linear ones in these that PEFT takes
+    "lfm2": (lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"]), ["in_proj", "out_proj"]),
+    "bamba": (lambda: BambaConfig(**SIZES, **MAMBA, attn_layer_indices=[1]), ["in_proj", "q_proj", "up_proj"]),
+    "recurrent_gemma": (
+        lambda: RecurrentGemmaConfig(**SIZES, lru_width=32, attention_window_size=64), ["linear_x", "q_proj"]
+    ),
+    "qwen3_next": (
+        lambda: Qwen3NextConfig(
+            **SIZES, **LINEAR, **DENSE, head_dim=8, mlp_only_layers=[0, 1, 2],
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+        ),
+        ["in_proj_ba", "in_proj_qkvz", "out_proj"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("architecture", STATEFUL)
+def test_what_layers_keep_from_one_token_to_the_next_does_not_reach_another_probe(
+    tmp_path, monkeypatch, architecture, is_known
+):
+    """Found by the kinds of layers, and, where these are unknown, by other tokens in the first probe of a row."""
+    make, targets = STATEFUL[architecture]
+    monkeypatch.setitem(ARCHITECTURES, architecture, make)
+    if not is_known:
+        monkeypatch.setattr(engine_module, "keeps_state", lambda body: False)
+    base = save_base(tmp_path / "base", architecture)
+    folders = [
+        save_adapter(tmp_path / f"noise-{noise}", base, target_modules=targets, noise=noise) for noise in (0.05, 0.5)
+    ]
+    probes = ["An answer to everything, and to the rest too?", "And one of some twenty six", "Short", *PROBES]
+    engine = new(base, probes)
+    for folder, measured in measure(engine, folders).items():
+        assert error(measured, base, folder, probes) <= 1e-5, (folder.name, engine.notes)
+        assert measured.route == STACKED, engine.notes
+    assert any("a pass of its own" in note for note in engine.notes) is not is_known
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, PROBES, save_adapter, save_base
-from peft import IA3Config, LoHaConfig, PromptTuningConfig
+from peft import IA3Config, LoHaConfig, PromptTuningConfig, PveraConfig
 from safetensors.torch import load_file, save_file
 
 from llgbm_nb import InputError, compute_deltas
@@ -174,6 +174,12 @@ def test_a_spoiled_adapter_is_one_sentence_and_leaves_the_base_whole(base, adapt
     assert base_state(loaded.model) == state
 
 
+def test_noise_in_every_pass_is_refused(base, tmp_path):
+    folder = save_adapter(tmp_path / "a", base, PveraConfig(target_modules=["q_proj"], r=4, sample_at_inference=True))
+    with pytest.raises(InputError, match="draws noise in every pass"):
+        measure(load_base(str(base)), folder)
+
+
 def test_prompt_tuning_is_refused_by_name(base, tmp_path):
     folder = save_adapter(
         tmp_path / "a", base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), base_name="x"
@@ -186,7 +192,7 @@ def test_all_of_these_in_one_folder_do_not_stop_a_run(base, tmp_path):
     spoiled = SPOILED | {
         "other base": (change_config(base_model_name_or_path="org/other"), "trained on org/other"),
         "list for base": (change_config(base_model_name_or_path=["x"], r=3), "size mismatch"),
-        "no such user": (change_config(base_model_name_or_path="~nouser/x"), "cannot be looked up"),
+        "no such user": (change_config(base_model_name_or_path="~nouser/x"), "trained on ~nouser/x"),
         "very long base": (change_config(base_model_name_or_path="/" + "x" * 5000), "cannot be looked up|trained on"),
         "null in base": (change_config(base_model_name_or_path="/a\0b"), "cannot be looked up"),
         "link to nowhere": (lambda f: link(f, "/nowhere"), "adapter_model.safetensors is missing"),

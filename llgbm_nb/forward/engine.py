@@ -19,7 +19,7 @@ from ..settings import Settings
 from .base import BaseModel, difference_dtype
 from .checkpoint import load_checkpoint
 from .memory import hand_back_memory, keep_freed_memory
-from .packing import pack_probes
+from .packing import PASS_TOKENS, keeps_state, pack_probes
 from .peft_route import IN_BATCHES, BaseChanged, adapted_states, applied, base_state, read_config
 from .stacked_route import Measured, StackedRoute
 from .states import last_token_states, one_by_one_states, tokenize
@@ -46,7 +46,10 @@ class Engine:
         self._ids = tokenize(self._base.tokenizer, probes, settings.max_length)
         self._all_base_states = last_token_states(self._base.model, self._ids, self._base.device)
         self.base_states, self._one_by_one = self._all_base_states[:, layers], None
-        self._packs = pack_probes(self._ids, self._base.device)
+        alone = keeps_state(
+            self._base.body
+        )  # whatever the numbers say: an adapter may make it forget less than it does
+        self._packs = pack_probes(self._ids, self._base.device, 0 if alone else PASS_TOKENS)
         tokens_at_once = TOKENS_AT_ONCE.get(self._base.device.type, TOKENS_ON_CUDA)
         copies = settings.adapters_per_pass or max(1, tokens_at_once // max(p.tokens for p in self._packs))
         self._stacked = self._new_route(copies)

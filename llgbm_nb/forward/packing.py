@@ -10,7 +10,7 @@ head, and in the last layer the MLP sees the last tokens alone. This module know
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PASS_TOKENS = 512  # of one copy of the probes; more of them go in several passes
+# In the names of modules by which a token reaches later ones without attention: these know nothing of a probe's end.
+_STATEFUL = ("mamba", "ssm", "recurrent", "rglru", "rwkv", "delta", "shortconv", "linearattention", "lightning", "lstm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +37,29 @@ class Pack:
     def tokens(self) -> int:
         return len(self.ids)
 
+    @property
+    def probes(self) -> tuple[torch.Tensor, ...]:
+        """The tokens of each probe."""
+        return self.ids.tensor_split((self.last[:-1] + 1).cpu())
+
 
 def pack_probes(token_ids: list[list[int]], device="cpu", limit: int = PASS_TOKENS) -> list[Pack]:
     """The probes in their order, as few rows as possible of at most `limit` tokens (a longer probe has its own)."""
     return [_pack(group, device) for group in in_parts(token_ids, len, limit)]
+
+
+def keeps_state(body: nn.Module) -> bool:
+    """Whether a base has recurrent or convolution layers: from one probe of a row, these would see the one before."""
+    kinds = (nn.Conv1d, nn.RNNBase)
+    return any(isinstance(m, kinds) or any(w in type(m).__name__.lower() for w in _STATEFUL) for m in body.modules())
+
+
+def with_another_first(pack: Pack) -> Pack:
+    """The pack with other tokens in its first probe: what every other probe sees must stay as it is."""
+    ids, first = pack.ids.clone(), int(pack.last[0]) + 1
+    turned = ids[:first].flip(0)
+    ids[:first] = turned if not torch.equal(turned, ids[:first]) else ids[-1]
+    return replace(pack, ids=ids)
 
 
 def in_parts(items: list, size: Callable[[object], int], limit: float) -> list[list]:

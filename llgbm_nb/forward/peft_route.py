@@ -144,6 +144,8 @@ def read_config(adapter: Adapter) -> PeftConfig:
         raise InputError(f"its {CONFIG} has settings that this version of PEFT does not know: {', '.join(unknown)}")
     if getattr(config, "alora_invocation_tokens", None):
         raise InputError("aLoRA is switched on by tokens in the prompt; it has no delta of its own")
+    if getattr(config, "sample_at_inference", False):
+        raise InputError("it draws noise in every pass (sample_at_inference); set that to false in its config")
     if "niter" in str(getattr(config, "init_lora_weights", "")):
         raise InputError("it takes a random approximation (pissa_niter) off the base; convert it to LoRA with PEFT")
     return config

@@ -22,7 +22,7 @@ from ..errors import InputError, first_sentence
 from .base import BaseModel
 from .lora import Lora, LoraReader, is_plain
 from .memory import hand_back_memory, out_of_memory
-from .packing import Pack, blocks_of, in_parts, packed_states
+from .packing import Pack, blocks_of, in_parts, pack_probes, packed_states, with_another_first
 from .peft_route import read_config
 from .states import check_finite
 from .twin import Twin, Unstackable
@@ -193,6 +193,11 @@ class StackedRoute:
 
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
+        together = next((pack for pack in self._packs if len(pack.last) > 1), None)
+        if together and not self._keeps_apart(together):
+            ids = [row.tolist() for pack in self._packs for row in pack.probes]
+            self._packs = pack_probes(ids, self._base.device, 0)
+            self._note("in one row, a probe would see the one before: each has a pass of its own")
         self._chunks, kept = [self._packs], 0
         if self._low:
             self._record(self._packs[:1])
@@ -216,6 +221,16 @@ class StackedRoute:
         if self._low:
             split = f", in {len(self._chunks)} parts of the probes" if len(self._chunks) > 1 else ""
             self._note(f"{kept:.0f} MiB of memory hold the base's inputs and outputs of its layers meanwhile{split}")
+
+    def _keeps_apart(self, pack: Pack) -> bool:
+        """Whether probes in one row see nothing of the first, with a strong LoRA on every layer, gates among them."""
+        [two] = pack_probes([row.tolist() for row in pack.probes[:2]], self._base.device)
+        both = [two, with_another_first(two)]
+        self._record(both)
+        self._twin.put_on([self._twin.any_lora(0.5)], 1)
+        one, other = (self._pass(each, 1)[0, 1] for each in both)  # the second probe: (layers, hidden)
+        within = 1e-5 if self._base.model.dtype == torch.float32 else 0.05  # experts round by how many tokens they have
+        return torch.equal(one, other) or bool((one - other).norm() <= within * one.norm())
 
     def _is_independent(self, pack: Pack) -> bool:
         """Whether every place of a pass gives the base's bits, whatever is beside it; if so, keeps a(B) of `pack`."""
@@ -241,10 +256,10 @@ class StackedRoute:
             with self._twin.recording(pack):
                 self._twin_base[pack] = packed_states(self._twin.tree, pack, 1, self._layers)[0].cpu()
 
-    def _pass(self, pack: Pack) -> torch.Tensor:
+    def _pass(self, pack: Pack, copies: int = 0) -> torch.Tensor:
         """One pass over `pack` of what is put on: float32 (copies, probes, layers, hidden) on the CPU."""
         with self._twin.replaying(pack):
-            return packed_states(self._twin.tree, pack, self.copies, self._layers).cpu()
+            return packed_states(self._twin.tree, pack, copies or self.copies, self._layers).cpu()
 
 
 def _config(adapter: Adapter):

@@ -71,14 +71,14 @@ class Twin:
         """A key: adapters of one key may share a pass, so that the shapes of an adapter's products are its own."""
         return bucket(lora) if self.stack.padded else 0
 
-    def any_lora(self) -> Lora:
+    def any_lora(self, strength: float = 0.02) -> Lora:
         """A LoRA on every linear layer that changes the hidden states well beyond rounding."""
         random, factors = torch.Generator().manual_seed(0), {}
         for name, layer in self._layers.items():
             if isinstance(layer, StackedLinear):
                 outputs, inputs = layer.weight.shape
                 a = torch.randn(4, inputs, generator=random) / inputs**0.5
-                factors[name] = (a, torch.randn(outputs, 4, generator=random) * 0.02, 1.0)
+                factors[name] = (a, torch.randn(outputs, 4, generator=random) * strength, 1.0)
         return Lora(factors)
 
     @contextlib.contextmanager
