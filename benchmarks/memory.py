@@ -54,9 +54,12 @@ def main(count: int = 500) -> None:
     for route in dict.fromkeys(routes):  # one after the other
         part = [size / 2**20 for size, taken in zip(seen, routes, strict=True) if taken == route]
         first = min(EARLY, len(part) // 3)
-        # Medians: files are read ahead, so that one look alone depends on what the other thread is at.
-        early, late = median(part[first // 2 : first]), median(part[-first // 2 :])
-        print(f"{len(part)} {route}: {early:.0f} MiB after {first}, {late:.0f} at the end, {late / early - 1:+.1%}")
+        # Medians, as files are read ahead; and what grows in both halves alike: an allocator may take a step once.
+        ends = first, (first + len(part)) // 2, len(part)
+        early, middle, late = (median(part[end - first // 2 : end]) for end in ends)
+        steady = 2 * min(middle - early, late - middle) / early
+        print(f"{len(part)} {route}: {steady:+.1%} steadily; {early:.0f} MiB after {first}, {middle:.0f} in the middle,"
+              f" {late:.0f} at the end")  # fmt: skip
     early, late, most = (size / 2**20 for size in (seen[EARLY - 1], seen[-1], max(seen)))
     print(
         f"after {EARLY} adapters {early:.0f} MiB, after {count} {late:.0f}: {late / early - 1:+.1%}; most: {most:.0f}"

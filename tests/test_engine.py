@@ -380,7 +380,7 @@ def test_a_pass_that_fails_sends_its_adapters_through_peft(base, loras, monkeypa
 
     def fails_once(*arguments):
         calls.append(1)
-        if len(calls) == 4:  # the first three are the record and two checks
+        if len(calls) == 8:  # four for probes in a row, then the record and two checks
             raise RuntimeError("out of luck")
         return real(*arguments)
 
@@ -422,7 +422,7 @@ def _counted(forward, calls):
 
 def test_probes_that_difference_propagation_cannot_hold_at_once_are_split(base, loras, monkeypatch):
     monkeypatch.setattr(stacked_route, "RECORD_BYTES", 100_000)
-    monkeypatch.setattr(engine_module, "pack_probes", lambda ids, device: _packs_of_one(ids, device))
+    monkeypatch.setattr(engine_module, "pack_probes", lambda ids, device, limit: _packs_of_one(ids, device))
     engine = new(base, difference=torch.bfloat16)
     found = measure(engine, loras)
     assert "parts of the probes" in " ".join(engine.notes)

@@ -237,7 +237,7 @@ def domain_means(pairs: Pairs, domains):
 
 def _heatmap(cosines: np.ndarray, tree, names, domains, title: str, key: bool = False, **options):
     """Cosines in the order of the tree, with names if there are at most LABELS; `key`: and a legend of the domains."""
-    styles, named = domain_styles(domains), [*map(short, names)] if len(names) <= LABELS else False
+    styles, named = domain_styles(domains), [short(name, 30) for name in names] if len(names) <= LABELS else False
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 4 * MANY))  # scipy's trees: that of equal deltas is a chain
     side = min(10.0, max(5.0, 0.15 * len(names) + 3.5))
     tall = bool(tree[-1, 2])  # a tree of equal deltas has no height to draw
