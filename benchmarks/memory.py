@@ -58,7 +58,7 @@ def main(count: int = 500) -> None:
         first = min(EARLY, len(part) // 3)
         # Medians, as files are read ahead; and what grows in both halves alike: an allocator may take a step once.
         ends = first, (first + len(part)) // 2, len(part)
-        early, middle, late = (median(part[end - first // 2 : end]) for end in ends)
+        early, middle, late = (median(part[end - max(1, first // 2) : end]) for end in ends)
         steady = 2 * min(middle - early, late - middle) / early
         print(f"{len(part)} {route}: {steady:+.1%} steadily; {early:.0f} MiB after {first}, {middle:.0f} in the middle,"
               f" {late:.0f} at the end")  # fmt: skip
