@@ -224,9 +224,9 @@ def _unusable(adapter: Adapter, base_model: str) -> str:
 @contextlib.contextmanager
 def _engine(cache: DeltaCache, probes: list[str], layers: list[int], settings: Settings):
     """The run's `Engine`: one in this process, or its like on the workers of a cluster."""
-    from .forward.engine import Engine
-
     if not settings.cluster:
+        from .forward.engine import Engine
+
         yield Engine(lambda: _load_base(cache, settings), probes, layers, settings)
         return
     from .forward import dask_workers  # it needs Dask

@@ -157,6 +157,7 @@ SPOILED = {
     "replicated layers": (change_config(layer_replication=[[0, 2]] * 10_000), "it makes 20000 layers"),
     "targets that take for ever": (change_config(target_modules="(.+.+)+x"), "regular expression .*takes for ever"),
     "exclusion that takes for ever": (change_config(exclude_modules="(.+.+)+x"), "takes for ever"),
+    "many question marks": (change_config(target_modules=".?" * 40 + "(.*){9}x"), "takes for ever"),
     "many stars": (change_config(rank_pattern={".*" * 20 + "x": 4}), "takes for ever"),
     "layers that take for ever": (change_config(layers_to_transform=[0], layers_pattern="(.+.+)+x"), "takes for ever"),
 }

@@ -48,17 +48,16 @@ def _walk(checkpoint_dir: str | Path) -> dict[str, str]:
         names = {entry.name for entry in entries}
         if not {CONFIG, *WEIGHTS}.isdisjoint(names) or is_checkpoint(names):
             found[_as_utf8(folder)] = ""  # not there under this name, if it is not UTF-8: listed, and refused
-        elif real != root and os.path.commonpath([root, real]) != root:
+        elif os.path.islink(folder) and os.path.commonpath([root, real]) != root:
             left.append(folder)
             continue
         waiting += [
             e.path for e in entries if e.name[0] != "." and (os.path.isdir(e) if e.is_symlink() else e.is_dir())
         ]
     if left:
-        warnings.warn(
-            f"{len(left)} links that lead out of {shown(checkpoint_dir)} were not followed, such as {left[0]}: only "
-            "those that are adapters themselves are. Set checkpoint_dir to where they lead", stacklevel=3,
-        )  # fmt: skip
+        more = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
+        only = f"links that lead out of {shown(checkpoint_dir)} are followed only to adapters"
+        warnings.warn(f"{only}; left out: {shown(left[0])}{more}", stacklevel=3)
     return found
 
 

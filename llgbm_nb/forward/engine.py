@@ -46,9 +46,8 @@ class Engine:
         self._ids = tokenize(self._base.tokenizer, probes, settings.max_length)
         self._all_base_states = last_token_states(self._base.model, self._ids, self._base.device)
         self.base_states, self._one_by_one = self._all_base_states[:, layers], None
-        alone = keeps_state(
-            self._base.body
-        )  # whatever the numbers say: an adapter may make it forget less than it does
+        # Whatever the numbers say of a base that keeps state: an adapter may make it forget less than it does.
+        alone = keeps_state(self._base.body)
         self._packs = pack_probes(self._ids, self._base.device, 0 if alone else PASS_TOKENS)
         tokens_at_once = TOKENS_AT_ONCE.get(self._base.device.type, TOKENS_ON_CUDA)
         copies = settings.adapters_per_pass or max(1, tokens_at_once // max(p.tokens for p in self._packs))

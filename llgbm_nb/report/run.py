@@ -52,10 +52,10 @@ def run_report(name: str = "", **parameters) -> Path:
     if made and not values.force_recompute:
         print(f"{shown(folder)} is up to date: nothing it depends on has changed")
         return folder
-    previous = folder.with_name(f"{folder.name}.previous")
+    previous, stopped = (folder.with_name(f"{folder.name}.{what}") for what in ("previous", "stopped"))
     try:
         if previous.exists():  # of a run that was killed
-            _bring_back(previous, folder)
+            _bring_back(previous, folder, stopped)
         if marker.exists():  # a finished report is set aside until there is a new one
             folder.rename(previous)
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,11 @@ def run_report(name: str = "", **parameters) -> Path:
             mine = {key: value for key, value in (parameters | {"output_dir": shown(folder)}).items() if key in known}
             _execute(notebook, folder / f"{notebook}.ipynb", mine)
         marker.write_text(state)
-        shutil.rmtree(previous, ignore_errors=True)
+        for old in (previous, stopped):
+            shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         if previous.exists():
-            _bring_back(previous, folder)
+            _bring_back(previous, folder, stopped)
         if isinstance(error, OSError):
             file = shown(error.filename or folder)
             raise InputError(f"cannot write {file} ({error.strerror}); mend that: what was measured is kept") from error
@@ -75,9 +76,8 @@ def run_report(name: str = "", **parameters) -> Path:
     return folder
 
 
-def _bring_back(previous: Path, folder: Path) -> None:
-    """Put a finished report back in its place; what was made of the next one is beside it, in `<name>.stopped`."""
-    stopped = folder.with_name(f"{folder.name}.stopped")
+def _bring_back(previous: Path, folder: Path, stopped: Path) -> None:
+    """Put a finished report back in its place; what was made of the next one is beside it, in `stopped`."""
     if folder.exists():
         shutil.rmtree(stopped, ignore_errors=True)
         folder.rename(stopped)
