@@ -39,7 +39,7 @@ from llgbm_nb import create_generic_probes
 from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.forward.base import body_of, load_base, load_tokenizer
 from llgbm_nb.forward.demo_base import DEMO_BASE
-from llgbm_nb.forward.engine import TOKENS_AT_ONCE, Engine
+from llgbm_nb.forward.engine import Engine
 from llgbm_nb.forward.lora import LoraReader
 from llgbm_nb.forward.peft_route import read_config
 from llgbm_nb.forward.stacked_route import STACKED

@@ -70,7 +70,6 @@ def test_lora_on_conv1d_and_its_embedding(tmp_path):
         LoraConfig(init_lora_weights="olora"),
         LoraConfig(lora_bias=True),
         LoraConfig(trainable_token_indices=[1]),
-        LoraConfig(target_parameters=["a"]),
         LoraConfig(layer_replication=[(0, 2)]),
         IA3Config(),
     ],

@@ -131,8 +131,11 @@ def weight_changes(adapters: Sequence[Adapter], model: torch.nn.Module) -> tuple
     """
     products, sizes, modules = *_nothing(adapters), defaultdict(list)
     for row, lora in _loras(adapters, LoraReader(model)):
-        products[row, row], sizes[row] = 0.0, sum(a.shape[1] * b.shape[0] for a, b, _ in lora.factors.values())
-        for name, factors in lora.factors.items():
+        matrices = [(name, a, b, scale) for name, (a, b, scale) in lora.factors.items() if a.dim() == 2]
+        for name, (a, b, scale) in lora.factors.items():  # all experts' matrix is one for each
+            matrices += [(f"{name}.{n}", a[n], b[n], scale) for n in range(len(a)) if a.dim() == 3]
+        products[row, row], sizes[row] = 0.0, sum(a.shape[1] * b.shape[0] for _, a, b, _ in matrices)
+        for name, *factors in matrices:
             modules[name].append((row, *factors))
     for group in modules.values():
         rows = [row for row, *_ in group]

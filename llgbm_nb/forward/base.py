@@ -32,8 +32,9 @@ class BaseModel:
 
 
 def body_of(model: torch.nn.Module) -> torch.nn.Module:
-    """A causal LM without its LM head."""
-    return getattr(model, model.base_model_prefix, model)
+    """A causal LM without its LM head: what its class names as such, or what usually is it."""
+    named = getattr(model, model.base_model_prefix, None)
+    return getattr(model, "model", model) if named is None else named
 
 
 def model_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -25,8 +25,6 @@ from .stacked_route import Measured, StackedRoute
 from .states import last_token_states, one_by_one_states, tokenize
 
 PEFT, FULL = "PEFT", "full model"
-TOKENS_AT_ONCE = {"cpu": 600, "mps": 1024}  # of all copies in one pass; measured on a CPU, a guess elsewhere
-TOKENS_ON_CUDA = 4096
 
 
 class Engine:
@@ -49,9 +47,7 @@ class Engine:
         # Whatever the numbers say of a base that keeps state: an adapter may make it forget less than it does.
         alone = keeps_state(self._base.body)
         self._packs = pack_probes(self._ids, self._base.device, 0 if alone else PASS_TOKENS)
-        tokens_at_once = TOKENS_AT_ONCE.get(self._base.device.type, TOKENS_ON_CUDA)
-        copies = settings.adapters_per_pass or max(1, tokens_at_once // max(p.tokens for p in self._packs))
-        self._stacked = self._new_route(copies)
+        self._stacked = self._new_route(settings.adapters_per_pass)
 
     def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured]:
         """Every adapter's outcome as soon as there is one: plain LoRA first, in groups, then the others one by one."""

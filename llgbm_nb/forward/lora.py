@@ -2,13 +2,18 @@
 
     W' = W + scale * B A        A (rank, in), B (out, rank); scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA
 
-In doubt an adapter is not plain, and PEFT measures it. This module knows nothing of probes or of passes.
+for the weights of linear layers and embeddings, and for matrices that a module holds itself: a router's, or all experts'
+in one, A (experts, rank, in), B (experts, out, rank). In doubt an adapter is not plain, and PEFT measures it. This module knows nothing of probes or of passes.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -24,30 +29,45 @@ from .patterns import check_patterns
 # Settings of a LoraConfig that plain LoRA may have; with any other one set, PEFT itself measures the adapter.
 _PLAIN = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "eva_config", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
     "lora_dropout", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "runtime_config", "target_modules", "task_type", "use_rslora",
+    "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora",
 }  # fmt: skip
+_INITIALISED_ALONE = (True, False, "gaussian", "eva", "orthogonal")  # ways that leave the base as it is
 _PREFIX = "base_model.model."
-_PARTS = dict.fromkeys((nn.Linear, Conv1D), ("lora_A.weight", "lora_B.weight"))  # PEFT's names of the two factors
-_PARTS[nn.Embedding] = ("lora_embedding_A", "lora_embedding_B")
+_ADAPTER_NAME = re.compile(r"(\.lora_\w+)\.default(?=\.|$)")  # left out by PEFT, and kept by who saves a state dict
+_PARTS = ("lora_A.weight", "lora_B.weight")  # PEFT's names of the two factors
+_EMBEDDING_PARTS = ("lora_embedding_A", "lora_embedding_B")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """One plain LoRA: {module of the base's body: (A (rank, in or vocabulary), B (out, rank), scale)}, float32."""
+    """One plain LoRA: {module of the base's body: (A (rank, in or vocabulary), B (out, rank), scale)}, float32.
+
+    A matrix that a module holds itself is "module.matrix", and has a dimension more before if it is all experts'.
+    """
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor, float]]
 
     @property
     def rank(self) -> int:
         """The largest rank among its modules."""
-        return max((a.shape[0] for a, _, _ in self.factors.values()), default=0)
+        return max((a.shape[-2] for a, _, _ in self.factors.values()), default=0)
+
+
+class Target(NamedTuple):
+    """What a config adapts: a module's weight, or a matrix of a module's own; `key` is PEFT's, without its prefix."""
+
+    module: str
+    matrix: str
+    key: str
+    rank: int
+    scale: float
 
 
 def is_plain(config) -> bool:
     """Whether an adapter with this PEFT config can be plain LoRA. In doubt it is not."""
-    if type(config) is not LoraConfig or config.init_lora_weights not in (True, False, "gaussian"):
+    if type(config) is not LoraConfig or config.init_lora_weights not in _INITIALISED_ALONE:
         return False  # PiSSA, OLoRA, CorDA, LoftQ, … take something off the base first
     others = [(getattr(config, f.name), f.default) for f in dataclasses.fields(config) if f.name not in _PLAIN]
     return not any(value and value != default for value, default in others)
@@ -60,42 +80,118 @@ class LoraReader:
 
     def __init__(self, model: nn.Module):
         self._model, self._modules, self._plans = model, dict(model.named_modules()), {}
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
         body = body_of(model)
-        self._body = "" if body is model else model.base_model_prefix + "."
+        self._body = next(f"{name}." if name else "" for name, module in self._modules.items() if module is body)
 
     def __call__(self, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> Lora | None:
         """The adapter with these tensors; None if they are anything else than plain LoRA as `config` says: every tensor
         that it asks for in its exact shape, and no other. The rest is left to PEFT and its messages.
         """
-        tensors, factors = dict(tensors), {}
+        tensors, factors = {_ADAPTER_NAME.sub(r"\1", name): tensor for name, tensor in tensors.items()}, {}
         key = repr(sorted(config.to_dict().items(), key=str))
         if key not in self._plans:
             check_patterns(config, self._modules)
             self._plans[key] = list(self._plan(config))
-        for name, rank, scale in self._plans[key]:
-            module = self._modules[name]
-            if type(module) not in _PARTS:
+        for target in self._plans[key]:
+            found = self._factors(target, tensors)
+            if found is None:
                 return None
-            outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else reversed(module.weight.shape)
-            a, b = (tensors.pop(f"{_PREFIX}{name}.{part}", None) for part in _PARTS[type(module)])
-            if a is None or b is None or tuple(a.shape) != (rank, inputs) or tuple(b.shape) != (outputs, rank):
-                return None
-            # PEFT saves a targeted embedding or LM head along with the adapter: it must be the base's.
-            saved = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", None)
-            if saved is not None and not torch.equal(saved.to(module.weight), module.weight):
-                return None
-            if name.startswith(self._body):  # the LM head lies outside of the body and moves no hidden state
-                factors[name.removeprefix(self._body)] = (a.float(), b.float(), scale)
-        return None if tensors else Lora(factors)
+            if target.module.startswith(self._body):  # the LM head lies outside of the body and moves no hidden state
+                name = target.module.removeprefix(self._body)
+                factors[f"{name}.{target.matrix}" if target.matrix else name] = found
+        return None if any(not self._is_the_bases(*each) for each in tensors.items()) else Lora(factors)
 
-    def _plan(self, config: LoraConfig):
-        """(module, rank, scale) of all that the config adapts."""
+    def _factors(self, target: Target, tensors: dict[str, torch.Tensor]) -> tuple | None:
+        """(A, B, scale) of a target, taken out of `tensors`; None if they are not there in their exact shape."""
+        module = self._modules[target.module]
+        kind, parts = kind_of(module), _EMBEDDING_PARTS if isinstance(module, nn.Embedding) else _PARTS
+        a, b = (tensors.pop(f"{_PREFIX}{target.key}.{part}", None) for part in parts)
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2:
+            return None
+        if target.matrix and kind is None:
+            weight = getattr(module, target.matrix)
+            if not holds_matrices(module) or weight.dim() not in (2, 3) or len(weight) == 1:
+                return None
+            experts = len(weight) if weight.dim() == 3 else 1
+            outputs, inputs = reversed(weight.shape[-2:]) if is_transposed(module, weight) else weight.shape[-2:]
+        elif kind is None or target.matrix not in ("", "weight") or (target.matrix and kind is not nn.Linear):
+            return None
+        else:
+            experts, (outputs, inputs) = 1, module.weight.shape
+            if kind is not nn.Linear:
+                outputs, inputs = inputs, outputs
+        if tuple(a.shape) != (target.rank * experts, inputs) or tuple(b.shape) != (outputs, target.rank * experts):
+            return None
+        a, b = a.float(), b.float()
+        if experts > 1:  # in A each expert's rows follow one another, in B the experts take turns
+            a, b = a.view(experts, -1, inputs), b.view(outputs, -1, experts).permute(2, 0, 1).contiguous()
+        return a, b, target.scale
+
+    def _is_the_bases(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a weight of the base, saved along with the adapter as it is there."""
+        own = self._parameters.get(name.removeprefix(_PREFIX).replace(".base_layer.", "."))
+        return own is not None and own.shape == tensor.shape and torch.equal(tensor.to(own), own)
+
+    def _plan(self, config: LoraConfig) -> Iterator[Target]:
+        """All that the config adapts, as PEFT's own functions say."""
         config = _maybe_include_all_linear_layers(copy.copy(config), self._model)
         for name in self._modules:
             if name and bool(check_target_module_exists(config, name)):
-                rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
-                alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
-                scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-                if not math.isfinite(scale):
-                    raise InputError(f"its lora_alpha is {alpha}")
-                yield name, rank, scale
+                yield _target(config, name, "", name)
+        asked = config.target_parameters or ()
+        for name, module in self._modules.items():
+            owned = [own for own, _ in module.named_parameters(recurse=False)]
+            mine = [own for own in owned if any(f".{name}.{own}".endswith(f".{each}") for each in asked)]
+            for number, own in enumerate(mine):  # PEFT wraps them one in the other
+                yield _target(config, name, own, name + ".base_layer" * (len(mine) - 1 - number))
+
+
+def _target(config: LoraConfig, module: str, matrix: str, key: str) -> Target:
+    name = f"{module}.{matrix}" if matrix else module
+    rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
+    scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+    if not math.isfinite(scale):
+        raise InputError(f"its lora_alpha is {alpha}")
+    return Target(module, matrix, key, rank, scale)
+
+
+@torch.inference_mode()
+def kind_of(module: nn.Module) -> type | None:
+    """nn.Linear, Conv1D or nn.Embedding if `module` computes what these do (an embedding, with a factor of its own).
+
+    A subclass has to show that it does. None: it is another kind of module.
+    """
+    kind = next((kind for kind in (nn.Linear, Conv1D, nn.Embedding) if isinstance(module, kind)), None)
+    if kind is None or type(module) is kind:
+        return kind
+    weight = module.weight
+    with contextlib.suppress(Exception):  # it wants more than one tensor, or some other shape
+        if kind is nn.Embedding:
+            ids = torch.arange(min(4, len(weight)), device=weight.device)[None]
+            theirs, ours = module(ids), kind.forward(module, ids) * embed_scale(module)
+        else:
+            width = weight.shape[1 if kind is nn.Linear else 0]
+            x = torch.linspace(-1, 1, 2 * width, device=weight.device, dtype=weight.dtype).view(1, 2, width)
+            theirs, ours = module(x), kind.forward(module, x)
+        if theirs.shape == ours.shape and (theirs - ours).norm() <= 1e-2 * ours.norm():
+            return kind
+    return None
+
+
+def embed_scale(embedding: nn.Embedding) -> torch.Tensor | float:
+    """What an embedding multiplies its rows by, as Gemma's do; PEFT multiplies an adapter's rows alike."""
+    return getattr(embedding, "embed_scale", 1.0)
+
+
+def holds_matrices(module: nn.Module) -> bool:
+    """Whether `module` computes with matrices of its own and has no layers in it: all experts in one, or a router."""
+    own = [parameter for parameter in module.parameters(recurse=False) if parameter.dim() in (2, 3)]
+    known = type(module).__module__.startswith("torch.nn") or isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
+    return bool(own) and not known and len(list(module.parameters())) == len(list(module.parameters(recurse=False)))
+
+
+def is_transposed(module: nn.Module, weight: torch.Tensor) -> bool:
+    """Whether all experts' matrix is stored as (experts, in, out), by PEFT's rule."""
+    return weight.dim() == 3 and bool(getattr(module, "is_transposed", False))

@@ -105,9 +105,11 @@ def packed_states(body: nn.Module, pack: Pack, copies: int, layers: list[int]) -
     `body` is a causal LM's, whose decoder layers get their input first (or as `hidden_states`), and which tells probes
     in one row apart by their `position_ids`. That is transformers' convention; the engine checks it on each base.
     """
-    ids, positions = pack.ids.expand(copies, -1), pack.positions.expand(copies, -1)
+    inputs = dict(input_ids=pack.ids.expand(copies, -1), use_cache=False)
+    if len(pack.last) > 1:  # a probe alone is called as any text is: not every architecture takes positions
+        inputs |= dict(position_ids=pack.positions.expand(copies, -1), attention_mask=None)
     with _by_probe(body, pack), _last_tokens_read(body, pack, layers) as states, contextlib.suppress(_LayersRead):
-        out = body(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False)
+        out = body(**inputs)
         states[max(layers)] = out.last_hidden_state[:, pack.last].float()
     return torch.stack([states[layer] for layer in layers], dim=2)
 
@@ -127,7 +129,7 @@ def _last_tokens_read(body: nn.Module, pack: Pack, layers: list[int]) -> Iterato
             raise _LayersRead
 
     def keep_last(mlp: nn.Module, args: tuple) -> tuple:
-        return args[0][:, pack.last], *args[1:]
+        return tuple(each[:, pack.last] for each in args)  # of Bloom's, the residual is another
 
     def spread(mlp: nn.Module, args: tuple, y: torch.Tensor) -> torch.Tensor:
         out = y.new_zeros(y.shape[0], pack.tokens, y.shape[-1])  # the other tokens are read no more

@@ -28,6 +28,7 @@ from .states import check_finite
 from .twin import Twin, Unstackable
 
 STACKED = "stacked"
+TOKENS_AT_ONCE = {"cpu": 600, "mps": 1024}  # of all copies in one pass; measured on a CPU, else 4096: guesses
 RECORD_BYTES = 4 * 2**30  # what difference propagation may keep of the base at once; beyond it, the probes are split
 BLOCK = 16  # adapters that share one base pass, where the probes are split
 
@@ -48,7 +49,7 @@ _Plain = tuple[Adapter, Lora]  # one that has been read, and is plain LoRA
 
 
 class StackedRoute:
-    """Measures plain LoRA adapters on `base`, `copies` at a time; fewer once memory has run out.
+    """Measures plain LoRA adapters on `base`, `copies` at a time (0: as many as pay); fewer once memory has run out.
 
     `layers` are layer numbers, ascending, and `base_states` is a(B) there, float32 (probes, layers, hidden). `low` is
     as in `Twin`. `note` is called with sentences that the user should read.
@@ -59,7 +60,7 @@ class StackedRoute:
         low: torch.dtype | None, copies: int, note: Callable[[str], None],
     ):  # fmt: skip
         self._base, self._packs, self._layers, self._low, self._note = base, packs, layers, low, note
-        self._base_states, self.copies = base_states, copies
+        self._base_states, self.copies = base_states, copies or self._copies_that_pay()
         self._read_lora = LoraReader(base.model)
         self._unusable = False  # found out with the first adapter
         self.drop()
@@ -94,6 +95,8 @@ class StackedRoute:
             self.drop()  # with no error at hand, which would hold on to the tensors of its pass
             if is_memory and self.copies > 1:
                 self._halve()
+            elif any(len(pack.last) > 1 for pack in self._packs):
+                self._take_apart(reason)
             else:
                 self._note(f"every adapter goes through PEFT, one at a time: {reason}")
                 self._unusable = True
@@ -191,13 +194,23 @@ class StackedRoute:
         self.copies //= 2
         self._note(f"memory ran out: from here on {self.copies} adapters share a pass")
 
+    def _copies_that_pay(self) -> int:
+        return max(1, TOKENS_AT_ONCE.get(self._base.device.type, 4096) // max(pack.tokens for pack in self._packs))
+
+    def _take_apart(self, reason: str) -> None:
+        """The probes in one row did not give what transformers gives: a row for each."""
+        ids, pays = [row.tolist() for pack in self._packs for row in pack.probes], self._copies_that_pay()
+        self._packs = pack_probes(ids, self._base.device, 0)
+        if self.copies == pays:  # neither asked for nor halved
+            self.copies = self._copies_that_pay()
+        self.drop()
+        self._note(f"each probe has a pass of its own: {reason}")
+
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
         together = next((pack for pack in self._packs if len(pack.last) > 1), None)
         if together and not self._keeps_apart(together):
-            ids = [row.tolist() for pack in self._packs for row in pack.probes]
-            self._packs = pack_probes(ids, self._base.device, 0)
-            self._note("in one row, a probe would see the one before: each has a pass of its own")
+            raise Unstackable("in one row, a probe would see the one before")
         self._chunks, kept = [self._packs], 0
         if self._low:
             self._record(self._packs[:1])

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import InputError
 from .base import BaseModel, body_of
 
+SAME, SAME_IN_HALF = 3e-5, 0.05  # parts of a hidden state's norm by which rounding moves it between batch shapes
 BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of this size
 
 
@@ -38,8 +39,9 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     """a(M) for tokenized probes: float32 (probes, layers + 1, hidden).
 
     `model` is a transformers causal LM, adapted in place or not. Its body runs without the LM head, on BATCH_PROBES
-    probes at a time, padded on the right: under a causal mask, what follows a token cannot reach it. Raises InputError
-    naming probe and layer if a state is not finite.
+    probes at a time, padded on the right: under a causal mask, what follows a token cannot reach it. If the shortest
+    probe is another one alone, the mask is not, and all go alone. Raises InputError naming probe and layer if a state
+    is not finite.
     """
     body, states = body_of(model), []
     for start in range(0, len(token_ids), BATCH_PROBES):
@@ -52,6 +54,12 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
         rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
         states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
     result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
+    if len(set(map(len, token_ids))) > 1:
+        shortest = min(range(len(token_ids)), key=[len(tokens) for tokens in token_ids].__getitem__)
+        alone = one_by_one_states(model, [token_ids[shortest]], device)[0]  # (layers + 1, hidden)
+        off = np.linalg.norm(alone - result[shortest], axis=-1) / np.linalg.norm(alone, axis=-1)
+        if not np.nanmax(off) < (SAME if model.dtype == torch.float32 else SAME_IN_HALF):
+            return one_by_one_states(model, token_ids, device)
     check_finite(result, range(result.shape[1]), str(model.dtype))
     return result
 

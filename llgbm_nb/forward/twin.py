@@ -22,10 +22,11 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from .lora import Lora
+from .lora import Lora, embed_scale, holds_matrices, is_transposed, kind_of
 from .packing import Pack
 
 
@@ -46,9 +47,15 @@ class Twin:
         linear = DifferenceLinear if low else StackedLinear
         kinds, self._layers = {nn.Linear: linear, Conv1D: linear, nn.Embedding: StackedEmbedding}, {}
         for name, module in list(self.tree.named_modules()):
-            if type(module) in kinds:
-                self._layers[name] = kinds[type(module)](module, self.stack)
-                self.tree.set_submodule(name, self._layers[name])
+            if kind := kind_of(module):
+                self._layers[name] = stacked = kinds[kind](module, self.stack)
+            elif holds_matrices(module):
+                stacked = StackedMatrices(module, self.stack)
+                self._layers |= {f"{name}.{own}": matrix for own, matrix in stacked.matrices.items()}
+            else:
+                continue
+            if name:
+                self.tree.set_submodule(name, stacked)
 
     def put_on(self, loras: list[Lora], copies: int) -> None:
         """Load a group of at most `copies` adapters, one for each copy of the probes, in the place of the one before.
@@ -64,7 +71,7 @@ class Twin:
         self.stack.copies, self.stack.first = copies, min(orders, default=-1)  # with nothing put on, all is computed
         for name, layer in self._layers.items():
             layer.factors = [lora.factors.get(name) for lora in loras] if name in changed else None
-            if layer.factors and self.stack.padded:
+            if layer.factors and self.stack.padded and not isinstance(layer, Matrix):
                 layer.factors = _padded(layer.factors, rank, self._device, self.stack)
 
     def together(self, lora: Lora) -> int:
@@ -229,6 +236,7 @@ class StackedEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding, stack: Stack):
         super().__init__()
         self.stack, self.embedding, self.weight, self.factors = stack, embedding, embedding.weight, None
+        self.scale = embed_scale(embedding)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embedding(ids)
@@ -246,8 +254,56 @@ class StackedEmbedding(nn.Module):
         for number, each in enumerate(factors):
             if each:
                 a, b, scale = each
-                x[number] += (a.T[ids[number]] @ b.T) * scale
+                x[number] += (a.T[ids[number]] @ b.T) * scale * self.scale
         return x.to(low)
+
+
+class Matrix:
+    """A matrix that a module of the base holds itself, and the LoRA factors of each copy in the pass."""
+
+    factors: list | None = None
+
+
+class StackedMatrices(nn.Module):
+    """Experts or a router: run for each copy by itself, on its own matrices, so that none depends on the others'."""
+
+    def __init__(self, module: nn.Module, stack: Stack):
+        super().__init__()
+        self.stack, self.module = stack, module
+        self.matrices = {name: Matrix() for name, each in module.named_parameters(recurse=False) if each.dim() > 1}
+
+    def forward(self, *args, **kwargs):
+        inputs = [self._of_each_copy(each) for each in (*args, *kwargs.values())]
+        if not any(isinstance(each, tuple) for each in inputs):  # sorted by expert, it may be, over all copies
+            if any(matrix.factors for matrix in self.matrices.values()):
+                raise Unstackable("its experts see the tokens of several adapters at once")
+            return self.module(*args, **kwargs)
+        found = []
+        for number in range(self.stack.copies):
+            mine = [each[number] if isinstance(each, tuple) else each for each in inputs]
+            named = dict(zip(kwargs, mine[len(args) :], strict=True))
+            found.append(functional_call(self.module, self._changed(number), tuple(mine[: len(args)]), named))
+        if isinstance(found[0], torch.Tensor):
+            return torch.cat(found)
+        return tuple(torch.cat(each) if isinstance(each[0], torch.Tensor) else each[0] for each in zip(*found, strict=True))
+
+    def _of_each_copy(self, value):
+        """A tensor's parts, if its first dimension goes through the copies; else the value."""
+        copies, pack = self.stack.copies, self.stack.pack
+        rows = (copies, copies * pack.tokens, copies * len(pack.last))
+        is_all = isinstance(value, torch.Tensor) and value.dim() and value.shape[0] in rows
+        return value.chunk(copies) if is_all else value
+
+    def _changed(self, number: int) -> dict[str, torch.Tensor]:
+        """{name: W + scale * B A} of the matrices that a copy's adapter changes."""
+        changed = {}
+        for name, matrix in self.matrices.items():
+            if matrix.factors and number < len(matrix.factors) and matrix.factors[number]:
+                weight = self.module.get_parameter(name)
+                a, b, scale = matrix.factors[number]
+                change = scale * (b.to(weight.device) @ a.to(weight.device))
+                changed[name] = (weight + (change.mT if is_transposed(self.module, weight) else change)).to(weight.dtype)
+        return changed
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
