@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import torch
 
 from ..collection.adapters import Adapter, check_tokenizer
 from ..errors import InputError, first_sentence
@@ -19,7 +20,7 @@ from ..settings import Settings
 from .base import BaseModel, difference_dtype
 from .checkpoint import load_checkpoint
 from .memory import hand_back_memory, keep_freed_memory
-from .packing import PASS_TOKENS, keeps_state, pack_probes
+from .packing import PASS_TOKENS, keeps_state, pack_probes, picks_experts
 from .peft_route import IN_BATCHES, BaseChanged, adapted_states, applied, base_state, read_config
 from .stacked_route import Measured, StackedRoute
 from .states import last_token_states, one_by_one_states, tokenize
@@ -43,6 +44,8 @@ class Engine:
         self._state = base_state(self._base.model)
         self._ids = tokenize(self._base.tokenizer, probes, settings.max_length)
         self._all_base_states = last_token_states(self._base.model, self._ids, self._base.device)
+        if (has := self._all_base_states.shape[1]) <= max(layers):
+            raise InputError(f"the base gives hidden states of layers 0 to {has - 1}; its config says {max(layers)}")
         self.base_states, self._one_by_one = self._all_base_states[:, layers], None
         # Whatever the numbers say of a base that keeps state: an adapter may make it forget less than it does.
         alone = keeps_state(self._base.body)
@@ -65,6 +68,13 @@ class Engine:
 
     def _new_route(self, copies: int) -> StackedRoute:
         low = difference_dtype(self._settings.dtype)
+        if self._settings.dtype != "float32" and picks_experts(self._base.body):
+            if low:
+                low = torch.float32
+                self._note("this base sends each token to a few experts; rounding would turn some choices: in float32")
+            else:
+                turns = f"which rounding to {self._settings.dtype.removesuffix('-plain')} can turn"
+                self._note(f"this base sends each token to a few experts, a choice {turns}: rather take one without -plain")
         return StackedRoute(self._base, self._packs, self._layers, self.base_states, low, copies, self._note)
 
     def _load_again(self) -> None:

@@ -98,8 +98,8 @@ class LoraReader:
             if found is None:
                 return None
             if target.module.startswith(self._body):  # the LM head lies outside of the body and moves no hidden state
-                name = target.module.removeprefix(self._body)
-                factors[f"{name}.{target.matrix}" if target.matrix else name] = found
+                name, whole = target.module.removeprefix(self._body), kind_of(self._modules[target.module])
+                factors[name if whole or not target.matrix else f"{name}.{target.matrix}"] = found
         return None if any(not self._is_the_bases(*each) for each in tensors.items()) else Lora(factors)
 
     def _factors(self, target: Target, tensors: dict[str, torch.Tensor]) -> tuple | None:
@@ -187,9 +187,15 @@ def embed_scale(embedding: nn.Embedding) -> torch.Tensor | float:
 
 def holds_matrices(module: nn.Module) -> bool:
     """Whether `module` computes with matrices of its own and has no layers in it: all experts in one, or a router."""
-    own = [parameter for parameter in module.parameters(recurse=False) if parameter.dim() in (2, 3)]
-    known = type(module).__module__.startswith("torch.nn") or isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
-    return bool(own) and not known and len(list(module.parameters())) == len(list(module.parameters(recurse=False)))
+    if not any(parameter.dim() in (2, 3) for parameter in module.parameters(recurse=False)):
+        return False
+    layers = (m for m in module.modules() if next(m.parameters(recurse=False), None) is not None)
+    return not any(isinstance(m, Conv1D) or is_of_torch(m) for m in layers)
+
+
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether `module` is a layer of torch's, or one made from it."""
+    return any(kind.__module__.startswith("torch.nn.modules") for kind in type(module).__mro__[:-2])
 
 
 def is_transposed(module: nn.Module, weight: torch.Tensor) -> bool:

@@ -40,18 +40,27 @@ class Pack:
     @property
     def probes(self) -> tuple[torch.Tensor, ...]:
         """The tokens of each probe."""
-        return self.ids.tensor_split((self.last[:-1] + 1).cpu())
+        return self.ids.tensor_split((self.last + 1).cpu())[:-1]  # behind the last one there may be padding
 
 
-def pack_probes(token_ids: list[list[int]], device="cpu", limit: int = PASS_TOKENS) -> list[Pack]:
-    """The probes in their order, as few rows as possible of at most `limit` tokens (a longer probe has its own)."""
-    return [_pack(group, device) for group in in_parts(token_ids, len, limit)]
+def pack_probes(token_ids: list[list[int]], device="cpu", limit: int = PASS_TOKENS, multiple: int = 1) -> list[Pack]:
+    """The probes in their order, as few rows as possible of at most `limit` tokens (a longer probe has its own).
+
+    Rows are padded to a `multiple` of tokens, with the last one: what follows a token does not reach it.
+    """
+    return [_pack(group, device, multiple) for group in in_parts(token_ids, len, limit)]
 
 
 def keeps_state(body: nn.Module) -> bool:
     """Whether a base has recurrent or convolution layers: from one probe of a row, these would see the one before."""
     kinds = (nn.Conv1d, nn.RNNBase)
     return any(isinstance(m, kinds) or any(w in type(m).__name__.lower() for w in _STATEFUL) for m in body.modules())
+
+
+def picks_experts(body: nn.Module) -> bool:
+    """Whether a base sends each token to some of many experts: a choice that the least rounding can turn."""
+    parts = {part for name, _ in body.named_modules() for part in name.split(".")}
+    return not parts.isdisjoint({"experts", "router"})
 
 
 def with_another_first(pack: Pack) -> Pack:
@@ -72,7 +81,9 @@ def in_parts(items: list, size: Callable[[object], int], limit: float) -> list[l
     return parts
 
 
-def _pack(group: list[list[int]], device) -> Pack:
+def _pack(group: list[list[int]], device, multiple: int) -> Pack:
+    padding = -sum(map(len, group)) % multiple
+    group = [*group[:-1], group[-1] + group[-1][-1:] * padding]
     lengths, longest = [len(tokens) for tokens in group], max(map(len, group))
     starts = [sum(lengths[:number]) for number in range(len(group))]
     values = (
@@ -82,6 +93,7 @@ def _pack(group: list[list[int]], device) -> Pack:
         [[s + (p if p < n else 0) for p in range(longest)] for s, n in zip(starts, lengths, strict=True)],
         [number * longest + position for number, length in enumerate(lengths) for position in range(length)],
     )
+    values[2][-1] -= padding
     return Pack(*(torch.tensor(each, device=device) for each in values))
 
 
@@ -99,8 +111,12 @@ def blocks_of(body: nn.Module) -> nn.ModuleList:
 
 
 @torch.inference_mode()
-def packed_states(body: nn.Module, pack: Pack, copies: int, layers: list[int]) -> torch.Tensor:
+def packed_states(
+    body: nn.Module, pack: Pack, copies: int, layers: list[int], after: bool = False
+) -> torch.Tensor:  # fmt: skip
     """Hidden states of `layers` (0: embeddings) at the probes' last tokens: float32 (copies, probes, layers, hidden).
+
+    With `after`, layer n is what the n-th decoder layer makes, as Mamba counts them, and not what it gets.
 
     `body` is a causal LM's, whose decoder layers get their input first (or as `hidden_states`), and which tells probes
     in one row apart by their `position_ids`. That is transformers' convention; the engine checks it on each base.
@@ -108,37 +124,50 @@ def packed_states(body: nn.Module, pack: Pack, copies: int, layers: list[int]) -
     inputs = dict(input_ids=pack.ids.expand(copies, -1), use_cache=False)
     if len(pack.last) > 1:  # a probe alone is called as any text is: not every architecture takes positions
         inputs |= dict(position_ids=pack.positions.expand(copies, -1), attention_mask=None)
-    with _by_probe(body, pack), _last_tokens_read(body, pack, layers) as states, contextlib.suppress(_LayersRead):
+    with _by_probe(body, pack), _last_tokens_read(body, pack, layers, after) as states, contextlib.suppress(_LayersRead):
         out = body(**inputs)
         states[max(layers)] = out.last_hidden_state[:, pack.last].float()
     return torch.stack([states[layer] for layer in layers], dim=2)
 
 
 @contextlib.contextmanager
-def _last_tokens_read(body: nn.Module, pack: Pack, layers: list[int]) -> Iterator[dict[int, torch.Tensor]]:
+def _last_tokens_read(
+    body: nn.Module, pack: Pack, layers: list[int], after: bool
+) -> Iterator[dict[int, torch.Tensor]]:  # fmt: skip
     """While open, passes of `body` leave {layer: float32 (copies, probes, hidden)} here, and end at the deepest layer.
 
     Of the last layer only the input is left, and its MLP computes the last tokens alone.
     """
     blocks, found, deepest = blocks_of(body), {}, max(layers)
 
-    def read(layer: int, block: nn.Module, args: tuple, kwargs: dict) -> None:
+    def read(layer: int, hidden: torch.Tensor) -> None:
         if layer in layers:
-            found[layer] = (args[0] if args else kwargs["hidden_states"])[:, pack.last].float()
+            found[layer] = hidden[:, pack.last].float()
         if layer == deepest:
             raise _LayersRead
+
+    def read_input(layer: int, block: nn.Module, args: tuple, kwargs: dict) -> None:
+        read(layer, args[0] if args else kwargs["hidden_states"])
+
+    def read_output(layer: int, block: nn.Module, args: tuple, y) -> None:
+        read(layer, y[0] if isinstance(y, tuple) else y)
 
     def keep_last(mlp: nn.Module, args: tuple) -> tuple:
         return tuple(each[:, pack.last] for each in args)  # of Bloom's, the residual is another
 
-    def spread(mlp: nn.Module, args: tuple, y: torch.Tensor) -> torch.Tensor:
+    def spread(mlp: nn.Module, args: tuple, y):
+        if isinstance(y, tuple):
+            return spread(mlp, args, y[0]), *y[1:]
         out = y.new_zeros(y.shape[0], pack.tokens, y.shape[-1])  # the other tokens are read no more
         out[:, pack.last] = y
         return out
 
     with contextlib.ExitStack() as hooks:
         for layer, block in enumerate(blocks[: deepest + 1]):
-            hooks.enter_context(block.register_forward_pre_hook(partial(read, layer), with_kwargs=True))
+            if after:
+                hooks.enter_context(block.register_forward_hook(partial(read_output, layer)))
+            else:
+                hooks.enter_context(block.register_forward_pre_hook(partial(read_input, layer), with_kwargs=True))
         if deepest == len(blocks) and _is_rowwise(mlp := getattr(blocks[-1], "mlp", None)):
             hooks.enter_context(mlp.register_forward_pre_hook(keep_last))
             hooks.enter_context(mlp.register_forward_hook(spread))

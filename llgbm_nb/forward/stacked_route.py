@@ -22,7 +22,7 @@ from ..errors import InputError, first_sentence
 from .base import BaseModel
 from .lora import Lora, LoraReader, is_plain
 from .memory import hand_back_memory, out_of_memory
-from .packing import Pack, blocks_of, in_parts, pack_probes, packed_states, with_another_first
+from .packing import PASS_TOKENS, Pack, blocks_of, in_parts, pack_probes, packed_states, with_another_first
 from .peft_route import read_config
 from .states import check_finite
 from .twin import Twin, Unstackable
@@ -30,6 +30,8 @@ from .twin import Twin, Unstackable
 STACKED = "stacked"
 TOKENS_AT_ONCE = {"cpu": 600, "mps": 1024}  # of all copies in one pass; measured on a CPU, else 4096: guesses
 RECORD_BYTES = 4 * 2**30  # what difference propagation may keep of the base at once; beyond it, the probes are split
+ALIGNED = 16  # tokens: float32 numbers in a line of a processor's cache
+WORTH_SAYING = 0.01  # of a delta's norm: more than half precision usually moves it
 BLOCK = 16  # adapters that share one base pass, where the probes are split
 
 
@@ -63,6 +65,8 @@ class StackedRoute:
         self._base_states, self.copies = base_states, copies or self._copies_that_pay()
         self._read_lora = LoraReader(base.model)
         self._unusable = False  # found out with the first adapter
+        self._rounding_known = low in (None, torch.float32)
+        self._after, self._multiple = False, 1  # as in `packed_states` and in `pack_probes`
         self.drop()
 
     def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured | Adapter]:
@@ -142,6 +146,7 @@ class StackedRoute:
         start, reason = time.perf_counter(), ""
         try:
             found = self._differences([lora for _, lora in block])
+            self._measure_rounding([lora for _, lora in block], found)
         except Exception as error:
             reason, is_memory = first_sentence(error), out_of_memory(error)
         if not reason:
@@ -167,6 +172,23 @@ class StackedRoute:
                     for number in range(len(group)):
                         states[first + number].append(found[number])
         return [torch.cat(parts).numpy() for parts in states]
+
+    def _measure_rounding(self, loras: list[Lora], found: list[np.ndarray]) -> None:
+        """Once, with the first adapters that do anything: say so if half precision moves a delta by over 1 %."""
+        changed = [each for each in zip(loras, found, strict=True) if each[1].any()][: self.copies]
+        if self._rounding_known or not changed:
+            return
+        self._rounding_known, chunk, count = True, self._chunks[0], sum(len(pack.last) for pack in self._chunks[0])
+        self._record(chunk)
+        self._twin.put_on([lora for lora, _ in changed], self.copies)
+        with self._twin.in_float32():
+            passes = [self._pass(pack) - self._twin_base[pack] for pack in chunk]
+        exact = torch.cat(passes, dim=1)[: len(changed)].mean(1)  # (adapters, layers, hidden)
+        ours = torch.stack([torch.from_numpy(differences[:count]).mean(0) for _, differences in changed])
+        off = ((ours - exact).norm(dim=-1) / exact.norm(dim=-1)).nan_to_num(0).max()
+        if off > WORTH_SAYING:
+            name = str(self._low).removeprefix("torch.")
+            self._note(f"{name} moves a delta by up to {off:.1%} of its norm on this base; float32 is exact")
 
     def _checked(self, adapter: Adapter, differences: np.ndarray, seconds: float) -> Measured:
         shape = f"{self.copies} x {'+'.join(str(pack.tokens) for pack in self._packs)} tokens"
@@ -199,12 +221,18 @@ class StackedRoute:
 
     def _take_apart(self, reason: str) -> None:
         """The probes in one row did not give what transformers gives: a row for each."""
-        ids, pays = [row.tolist() for pack in self._packs for row in pack.probes], self._copies_that_pay()
-        self._packs = pack_probes(ids, self._base.device, 0)
+        pays = self._copies_that_pay()
+        self._pack_anew(0)
         if self.copies == pays:  # neither asked for nor halved
             self.copies = self._copies_that_pay()
-        self.drop()
         self._note(f"each probe has a pass of its own: {reason}")
+
+    def _pack_anew(self, limit: int, multiple: int = 1) -> None:
+        ids = [row.tolist() for pack in self._packs for row in pack.probes]
+        self._packs, self._multiple = pack_probes(ids, self._base.device, limit, multiple), multiple
+        self._chunks = [self._packs]
+        if self._twin:
+            self._twin.records.clear()
 
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
@@ -223,13 +251,21 @@ class StackedRoute:
                 if not self._is_independent(pack):
                     if self.copies == 1:
                         raise Unstackable("its passes do not repeat bit for bit")
-                    self.copies = 1
-                    self._note("results would depend on the place in a pass or on the neighbours: one adapter a pass")
+                    if self._multiple == 1:  # attention of its own, whose products depend on where a row begins
+                        self._pack_anew(PASS_TOKENS if together else 0, ALIGNED)
+                    else:
+                        self.copies = 1
+                        self._note("results would depend on the place or on the neighbours: one adapter a pass")
                     self._measure_base()
                     return
         ours = torch.cat([self._twin_base[pack] for pack in self._packs]).numpy()
         far = np.linalg.norm(ours - self._base_states, axis=-1) / np.linalg.norm(self._base_states, axis=-1)
         if not far.max() < (1e-4 if self._base.model.dtype == torch.float32 else 0.05):
+            self._after = not self._after
+            if self._after:
+                self._twin.records.clear()
+                self._measure_base()
+                return
             raise Unstackable(f"its own pass differs from transformers' by {far.max():.1g} of the hidden state's norm")
         if self._low:
             split = f", in {len(self._chunks)} parts of the probes" if len(self._chunks) > 1 else ""
@@ -267,12 +303,15 @@ class StackedRoute:
         self._twin.records.clear()
         for pack in chunk:
             with self._twin.recording(pack):
-                self._twin_base[pack] = packed_states(self._twin.tree, pack, 1, self._layers)[0].cpu()
+                self._twin_base[pack] = self._states(pack, 1)[0].cpu()
 
     def _pass(self, pack: Pack, copies: int = 0) -> torch.Tensor:
         """One pass over `pack` of what is put on: float32 (copies, probes, layers, hidden) on the CPU."""
         with self._twin.replaying(pack):
-            return packed_states(self._twin.tree, pack, copies or self.copies, self._layers).cpu()
+            return self._states(pack, copies or self.copies).cpu()
+
+    def _states(self, pack: Pack, copies: int) -> torch.Tensor:
+        return packed_states(self._twin.tree, pack, copies, self._layers, self._after)
 
 
 def _config(adapter: Adapter):

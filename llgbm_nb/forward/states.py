@@ -51,6 +51,7 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
         mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (probes, tokens)
         inputs = dict(input_ids=ids.to(device), attention_mask=mask.long().to(device))
         out = body(**inputs, output_hidden_states=True, use_cache=False)
+        check_shapes(out.hidden_states, ids.shape)
         rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
         states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
     result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
@@ -70,6 +71,7 @@ def one_by_one_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     states = []
     for tokens in token_ids:
         out = model(input_ids=torch.tensor([tokens], device=device), output_hidden_states=True, use_cache=False)
+        check_shapes(out.hidden_states, (1, len(tokens)))
         states.append(torch.stack([hidden[0, -1] for hidden in out.hidden_states]).float().cpu())
     result = torch.stack(states).numpy()  # (probes, layers + 1, hidden)
     check_finite(result, range(result.shape[1]), str(model.dtype))
@@ -96,6 +98,16 @@ def noise_floor(base: BaseModel, token_ids: list[list[int]]) -> np.ndarray:
     usual, pairs = center([every]), [every[i : i + 2] for i in range(0, count, 2)]
     ways = [center([[i] for i in every]), center(pairs), center([every[::-1]]), center([every], crowd)]
     return np.max([np.linalg.norm(way - usual, axis=-1) for way in ways], axis=0)
+
+
+def check_shapes(hidden_states: tuple, shape: tuple[int, int]) -> None:
+    """Raises InputError unless each layer's states are (texts, tokens, hidden) with one number for hidden."""
+    for layer, states in enumerate(hidden_states or ()):
+        if states.dim() != 3 or states.shape[:2] != shape or states.shape[2] != hidden_states[0].shape[2]:
+            what = f"at layer {layer} they are {tuple(states.shape)}, at layer 0 {tuple(hidden_states[0].shape)}"
+            raise InputError(f"the base's hidden states are not one for each token, of one size: {what}")
+    if not hidden_states:
+        raise InputError("the base gives no hidden states")
 
 
 def check_finite(states: np.ndarray, layers, dtype: str) -> None:

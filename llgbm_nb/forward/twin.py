@@ -108,6 +108,15 @@ class Twin:
         finally:
             self.stack.last_input = self.stack.last_difference = None
 
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """While open, difference propagation multiplies in float32: slower, and nothing is laid out for it."""
+        low, self.stack.low = self.stack.low, None
+        try:
+            yield
+        finally:
+            self.stack.low = low
+
     @property
     def record_bytes(self) -> int:
         """What the records take; inputs that several layers share are counted once."""
@@ -225,7 +234,10 @@ class DifferenceLinear(StackedLinear):
         if self.stack.order[self] <= self.stack.first:
             y = base_y.repeat(self.stack.copies, 1, 1)
         else:
-            y = self.product(self.stack.difference(x, rows, base_x)).float()
+            if self.stack.low:
+                y = self.product(self.stack.difference(x, rows, base_x)).float()
+            else:
+                y = F.linear(rows - base_x, self.weight)
             y += base_y
         return self._add_lora(y, rows).view(*x.shape[:-1], y.shape[-1])
 
