@@ -17,7 +17,7 @@ import numpy as np
 
 from .cache.delta_cache import DeltaCache, configuration, open_cache
 from .collection.adapters import Adapter
-from .collection.bases import base_of, same_base
+from .collection.bases import base_of, likeness, taken_for
 from .collection.find import find_adapters
 from .delta_set import DeltaSet, mean_over_probes
 from .errors import InputError, first_sentence, printable
@@ -107,7 +107,7 @@ def compute_deltas(
         if on_adapter and outcome.status != "missing":
             on_adapter(outcome.record())
     missing = [outcome.adapter for outcome in outcomes.values() if outcome.status == "missing"]
-    base_states, notes = cache.get_base_activations(), []
+    base_states, notes = cache.get_base_activations(), taken_for(adapters, settings.base_model)
 
     if missing or base_states is None:  # measure what is missing
         notes += cache.earlier_weights()
@@ -190,7 +190,7 @@ def _kept(cache: DeltaCache, adapter: Adapter, settings: Settings) -> _Outcome:
     start = time.perf_counter()
     if reason := _unusable(adapter, settings.base_model):
         return _Outcome(adapter, "failed", time.perf_counter() - start, reason=reason)
-    missing = _Outcome(Adapter(adapter.path, adapter.name, adapter.domain), "missing")  # nothing of it is read yet
+    missing = _Outcome(replace(adapter), "missing")  # nothing of it is read yet
     if settings.force_recompute:
         return missing
     found, about = cache.look_up(adapter.path), dict(name=adapter.name, domain=adapter.domain, kind=adapter.kind)
@@ -211,13 +211,13 @@ def _unusable(adapter: Adapter, base_model: str) -> str:
     if adapter.problem:
         return adapter.problem
     try:
-        if not adapter.base_model or same_base(adapter.base_model, base_model):
+        if not adapter.base_model or likeness(adapter.base_model, base_model) is not None:
             return ""
     except (OSError, ValueError, RuntimeError) as error:
         return f"the base model that it names cannot be looked up ({first_sentence(error)})"
     return (
         f"it was trained on {adapter.base_model[:100]}, this run is for {base_model}; "
-        "if these are the same weights, name them alike in its adapter_config.json"
+        "if these are the same weights, say so in bases.csv (docs/collections.md)"
     )
 
 

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from llgbm_nb import InputError
 from llgbm_nb.collection.adapters import Adapter
-from llgbm_nb.collection.bases import base_of, by_base, same_base
+from llgbm_nb.collection.bases import base_of, by_base, likeness, same_base, taken_for
 from llgbm_nb.files import ROOT
 
 
@@ -77,3 +79,65 @@ def test_the_home_of_nobody_is_a_folder_that_is_not_there():
     assert names_by_base(named(a="~nosuchuser/x", b="org/one", c="~nosuchuser/x")) == [
         ("~nosuchuser/x", "ac"), ("org/one", "b"),
     ]  # fmt: skip
+
+
+FULL = "Qwen/Qwen2.5-1.5B"
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("unsloth/Qwen2.5-1.5B-bnb-4bit", "quantised"),
+        ("unsloth/qwen2.5-1.5b-unsloth-bnb-4bit", "quantised"),
+        ("Qwen/Qwen2.5-1.5B-GPTQ-Int4", "quantised"),
+        ("Qwen/Qwen2.5-1.5B-AWQ", "quantised"),
+        ("mlx-community/Qwen2.5-1.5B-4bit", "quantised"),
+        ("C:\\models\\Qwen2.5-1.5B-8bit", "quantised"),
+        ("/content/Qwen2.5-1.5B/", ""),  # as a hub id and a folder of one name always did
+        ("../models/Qwen2.5-1.5B", ""),
+        ("C:\\models\\Qwen2.5-1.5B", "another machine"),
+        ("somebody/Qwen2.5-1.5B", "another owner"),
+        ("Qwen/Qwen2.5-1.5B", ""),
+        ("Qwen/Qwen2.5-1.5B-Instruct", None),
+        ("Qwen/Qwen2.5-1.5B-Instruct-bnb-4bit", None),
+        ("Qwen/Qwen2.5-7B-AWQ", None),
+        ("bnb-4bit", None),
+        ("-4bit", None),
+    ],
+)
+def test_what_a_base_is_called_elsewhere(named, why):
+    found = likeness(named, FULL)
+    assert (found is None) is (why is None) and (why or "") in (found or "")
+    assert bool(found) is bool(why)
+
+
+@pytest.mark.parametrize(
+    "last", ["checkpoint-500", "model", "merged_model", "step_100", "v2", "3f2a91c0de", "epoch-3", "base", "output1"]
+)
+def test_a_name_that_tells_nothing_is_not_taken_for_a_base(last):
+    assert likeness(f"/gone/{last}", f"/models/{last}") is None
+    assert likeness("/gone/Qwen2.5-1.5B", "/models/Qwen2.5-1.5B")
+
+
+def test_a_folder_that_is_there_is_what_it_is(tmp_path):
+    (tmp_path / "tiny-2").mkdir()
+    assert likeness(str(tmp_path / "tiny-2"), "/models/tiny-2") is None
+    assert likeness("/gone/tiny-2", "/models/tiny-2")
+
+
+def test_quantised_copies_join_the_full_model_however_many_they_are():
+    adapters = named(a="u/Qwen2.5-1.5B-bnb-4bit", b="u/Qwen2.5-1.5B-bnb-4bit", c=FULL, d="/content/Qwen2.5-1.5B")
+    assert base_of(adapters) == "/content/Qwen2.5-1.5B" and names_by_base(adapters)[0][1] == "abcd"
+    assert base_of(adapters[:3]) == FULL and names_by_base(adapters[:3]) == [(FULL, "abc")]
+    assert base_of(adapters[:2]) == "u/Qwen2.5-1.5B" and names_by_base(adapters[:2]) == [("u/Qwen2.5-1.5B", "ab")]
+
+
+def test_each_rule_by_which_adapters_were_taken_is_said_once():
+    adapters = named(a=FULL, b="u/Qwen2.5-1.5B-AWQ", c="v/Qwen2.5-1.5B-4bit", d="w/Qwen2.5-1.5B", e="mine")
+    adapters[4] = replace(adapters[4], base=FULL)
+    adapters[4].__dict__["config"] = {"base_model_name_or_path": "mine"}
+    quantised, owner, alias = taken_for(adapters, FULL)
+    assert quantised.startswith("2 adapters name other bases, such as 'u/Qwen2.5-1.5B-AWQ'") and "full" in quantised
+    assert owner.startswith("1 adapter names 'w/Qwen2.5-1.5B'") and "another owner" in owner
+    assert "'mine'" in alias and alias.endswith("bases.csv says")
+    assert taken_for(adapters[:1], FULL) == []

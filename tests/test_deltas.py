@@ -21,7 +21,7 @@ from llgbm_nb import (
 )
 from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.evidence.reference import reference_activations, reference_delta
-from llgbm_nb.report import write_deltas
+from llgbm_nb.report import propose_bases, write_deltas
 
 
 @pytest.fixture(scope="module")
@@ -472,3 +472,32 @@ def test_what_adapters_say_of_themselves_is_saved_and_listed_as_printable_text(z
     write_deltas(run, tmp_path)
     frame = pd.read_csv(tmp_path / "deltas.csv")
     assert set(frame["domain"]) == {"'=1+1"} and list(frame["name"]) == list(run.delta_set.names)
+
+
+def test_adapters_of_another_name_whose_shapes_fit_are_proposed_and_then_taken(base, tmp_path):
+    for number in range(2):
+        save_adapter(tmp_path / "zoo" / "one" / f"a{number}", base, seed=number)
+    save_adapter(tmp_path / "zoo" / "one" / "fits", base, base_name="elsewhere/mine", seed=3)
+    other = save_base(tmp_path / "wider", "gpt2")
+    save_adapter(tmp_path / "zoo" / "one" / "other", other, base_name="else/gpt", target_modules=["c_attn"])
+    settings = dict(base_model=str(base), cache_dir=tmp_path / "deltas")
+    run = compute_deltas(tmp_path / "zoo", PROBES, **settings)
+    assert [record["status"] for record in run.records] == ["computed", "computed", "failed", "failed"]
+    assert "bases.csv" in run.records[2]["reason"]
+    note = propose_bases(run, tmp_path)
+    assert note.startswith("1 of the adapters") and "elsewhere/mine" in note and str(base) in note
+    assert (tmp_path / "bases.csv").read_text() == f"name,base\nelsewhere/mine,{base}\n"
+
+    (tmp_path / "bases.csv").rename(tmp_path / "zoo" / "bases.csv")
+    run = compute_deltas(tmp_path / "zoo", PROBES, **settings)
+    assert [record["status"] for record in run.records] == ["cached", "cached", "computed", "failed"]
+    assert any("'elsewhere/mine'" in note and "bases.csv" in note for note in run.notes)
+    assert propose_bases(run, tmp_path) == "" and not (tmp_path / "bases.csv").exists()
+
+
+def test_a_quantised_twin_is_measured_on_the_full_model_and_that_is_said(base, tmp_path):
+    full = shutil.copytree(base, tmp_path / "Tiny2-1B")
+    save_adapter(tmp_path / "zoo" / "a", full, base_name="unsloth/tiny2-1b-unsloth-bnb-4bit")
+    run = compute_deltas(tmp_path / "zoo", PROBES, base_model=str(full), cache_dir=tmp_path / "deltas")
+    assert run.records[0]["status"] == "computed"
+    assert any("quantised" in note and "full model" in note for note in run.notes)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llgbm_nb import InputError, find_adapter_paths, find_adapters
+from llgbm_nb.collection.hub_lists import write_list
 
 
 def put(root, *names, base="org/base"):
@@ -137,4 +138,21 @@ def test_no_folder_and_no_adapters_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         find_adapters(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no adapters in"):
+        find_adapters(tmp_path)
+
+
+def test_bases_csv_says_which_base_is_meant(tmp_path):
+    for name, named in {"a": "mine", "b": "org/one", "c": None}.items():
+        folder = tmp_path / "x" / name
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+    assert [a.base_model for a in find_adapters(tmp_path)] == ["mine", "org/one", ""]
+    (tmp_path / "bases.csv").write_text("name,base\nmine, org/one\n")
+    assert [(a.base_model, a.named_base) for a in find_adapters(tmp_path)] == [
+        ("org/one", "mine"), ("org/one", "org/one"), ("", ""),
+    ]  # fmt: skip
+    write_list(tmp_path / "list.txt", find_adapters(tmp_path), "all")
+    assert [a.base_model for a in find_adapters(tmp_path / "list.txt")] == ["org/one", "org/one", ""]
+    (tmp_path / "bases.csv").write_text("one,other\n")
+    with pytest.raises(InputError, match="bases.csv.*name,base"):
         find_adapters(tmp_path)

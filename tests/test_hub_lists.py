@@ -269,7 +269,7 @@ def test_a_branch_and_its_commit_are_one_adapter(hub, base, tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("org/a,b,c,d", "has 4 columns; write id,domain or id,domain,name"),
+        ("org/a,b,c,d,e", "has 5 columns; write id,domain or id,domain,name,base"),
         ("org/a code", "'org/a code' is no id of the hub"),
         ("https://huggingface.co/org/a", "is no id of the hub"),
         (",code", "'' is no id of the hub"),
@@ -440,7 +440,7 @@ def test_the_hubs_own_client_against_a_server_of_ours(base, tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         online = found(server.server_port)
         server.shutdown()
-    problems = re.findall(r"""problem=['"](.*?)['"]\)""", online)
+    problems = re.findall(r"""problem=['"](.*?)['"], base=""", online)
     assert problems[:3] == ["", "", ""] and len(problems) == 7
     sentences = ("let you in", "adapter_config.json is missing", "no such repo", "no such revision")
     assert all(sentence in problem for sentence, problem in zip(sentences, problems[3:], strict=True))

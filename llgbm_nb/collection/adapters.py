@@ -31,13 +31,15 @@ class Adapter:
     """One adapter's folder, or a full checkpoint's.
 
     `path` is exactly what `find_adapter_paths` gives; `domain` is "unknown" without a label. `problem` is why one
-    that a list names is unavailable; its `path` is then what the list calls it. Name, domain and kind are `printable`.
+    that a list names is unavailable; its `path` is then what the list calls it. `base` is the base to use in place of
+    the one that it names. Name, domain and kind are `printable`.
     """
 
     path: str
     name: str
     domain: str = UNKNOWN
     problem: str = ""
+    base: str = ""
 
     def __post_init__(self):
         for field in ("name", "domain", "problem"):
@@ -56,6 +58,11 @@ class Adapter:
 
     @property
     def base_model(self) -> str:
+        """The base that it is said to belong to, else the one that it names."""
+        return self.base or self.named_base
+
+    @property
+    def named_base(self) -> str:
         """The base that the adapter says it was trained on; "" if it says none, as a full checkpoint never does."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) else ""

@@ -8,6 +8,7 @@ import csv
 import os
 import warnings
 from collections import Counter
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ..errors import InputError
 from ..files import shown
 from .adapters import CONFIG, UNKNOWN, WEIGHTS, Adapter, is_checkpoint
 from .hub_lists import listed_adapters
+
+BASES = "bases.csv"  # in the collection's folder: which base is meant by a name that adapters give
 
 
 def find_adapter_paths(checkpoint_dir: str | Path) -> list[str]:
@@ -68,7 +71,8 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     The domain is what `labels.csv` (columns path,domain; paths relative to `checkpoint_dir`) says, if there is such a
     file, else the first folder of the adapter's path below `checkpoint_dir`; without one it is "unknown".
     The name is the path below that first folder, or the whole relative path where two would be the same.
-    Raises InputError if there are no adapters, or if `labels.csv` cannot be used.
+    `bases.csv` (columns name,base), if there is one, says which base is meant by a name that adapters give.
+    Raises InputError if there are no adapters, or if one of these files cannot be used.
     """
     root = Path(checkpoint_dir)
     if root.is_file():
@@ -92,27 +96,36 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     names = [name if times[name] == 1 else "/".join(part) for name, part in zip(short, parts, strict=True)]
     if len(set(names)) < len(names):
         names = ["/".join(part) for part in parts]
-    return [Adapter(*each, problems[each[0]]) for each in zip(paths, names, domains, strict=True)]
+    adapters = [Adapter(*each, problems[each[0]]) for each in zip(paths, names, domains, strict=True)]
+    bases = dict(_read_table(root / BASES, "name", "base") or ())
+    return [replace(each, base=bases.get(each.named_base, "")) if bases else each for each in adapters]
 
 
 def _read_labels(root: Path) -> dict[str, str] | None:
     """{absolute path: domain} of `labels.csv`; None if there is none."""
     file = root / "labels.csv"
+    if (rows := _read_table(file, "path", "domain")) is None:
+        return None
+    labels = {}
+    for path, domain in rows:
+        if labels.setdefault(os.path.abspath(root / path), domain or UNKNOWN) != (domain or UNKNOWN):
+            raise InputError(f"{shown(file)} gives {path} two domains; keep one of the rows")
+    return labels
+
+
+def _read_table(file: Path, *columns: str) -> list[tuple[str, ...]] | None:
+    """The rows of a CSV file with these columns; None if there is no such file. Raises InputError if it is none."""
     if not file.exists():
         return None
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
-            rows = [(row["path"].strip(), row["domain"].strip() or UNKNOWN) for row in reader]
-            if not {"path", "domain"} <= set(reader.fieldnames or ()):
-                raise KeyError("path, domain")
+            rows = [tuple(row[column].strip() for column in columns) for row in reader]
+            if not set(columns) <= set(reader.fieldnames or ()):
+                raise KeyError(", ".join(columns))
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
-        raise InputError(f"{shown(file)} must be a CSV file with the columns path,domain ({error!r})") from error
-    labels = {}
-    for path, domain in rows:
-        if labels.setdefault(os.path.abspath(root / path), domain) != domain:
-            raise InputError(f"{shown(file)} gives {path} two domains; keep one of the rows")
-    return labels
+        raise InputError(f"{shown(file)} must be a CSV file with the columns {','.join(columns)} ({error!r})") from error
+    return rows
 
 
 def _as_utf8(path: str | Path) -> str:

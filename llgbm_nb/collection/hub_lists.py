@@ -1,10 +1,11 @@
-"""A collection as a text file: one adapter a line, `id[@revision][,domain[,name]]`, of the hub or in a folder.
+"""A collection as a text file: one adapter a line, `id[@revision][,domain[,name[,base]]]`, of the hub or in a folder.
 
     # a comment has a line of its own
     org/name,code
     org/name@abc123,code
     ./folder,math,mine
     "./a name, with a comma",math
+    ./other,math,,Qwen/Qwen2.5-1.5B
 
 A text in quotation marks (doubled within) is taken as it stands; else spaces at its ends do not count. Adapters of the
 hub lie in the hub's own cache. This module reads no weights, and runs nothing that a repo brings along.
@@ -37,13 +38,15 @@ MODEL = [MODEL_CONFIG, "*.safetensors", "model.safetensors.index.json", *TOKENIZ
 class Line:
     """One adapter of a list: a repo of the hub, at a revision ("": its main branch), or the absolute path of a folder.
 
-    `id` is the line's first column as it stands there, `number` the line's; `domain` and `name` are "" if not given.
+    `id` is the line's first column as it stands there, `number` the line's; `domain`, `name` and `base`, the base to use
+    in place of the one that it names, are "" if not given.
     """
 
     number: int
     id: str
     domain: str = ""
     name: str = ""
+    base: str = ""
     folder: str = ""
     repo: str = ""
     revision: str = ""
@@ -97,13 +100,13 @@ def listed_adapters(file: str | Path) -> list[Adapter]:
         path, problem = (line.folder, gone) if line.folder else found[line]
         if not problem and taken.setdefault(path, line) is not line:  # a branch and its commit, or a snapshot's folder
             path, problem = line.id, f"it is the same as {taken[path].id}, in line {taken[path].number} of the list"
-        adapters.append(Adapter(path, name, line.domain or UNKNOWN, problem))
+        adapters.append(Adapter(path, name, line.domain or UNKNOWN, problem, line.base))
     return adapters
 
 
 def write_list(file: str | Path, adapters: Sequence[Adapter], comment: str) -> None:
     """The list from which `listed_adapters` gives `adapters`; a file that says the same already is left alone."""
-    rows = [[adapter.path, adapter.domain, adapter.name] for adapter in adapters]
+    rows = [[adapter.path, adapter.domain, adapter.name] + [adapter.base] * bool(adapter.base) for adapter in adapters]
     text = "".join(",".join(map(_quoted, row)) + "\n" for row in rows)
     text = f"# {' '.join(comment.split())}\n{text}"
     file = Path(file)
@@ -225,9 +228,9 @@ def _quoted(text: str) -> str:
 
 
 def _line(number: int, columns: list[str], beside: Path) -> Line:
-    if len(columns) > 3:
-        raise InputError(f"{','.join(columns)!r} has {len(columns)} columns; write id,domain or id,domain,name")
-    columns += [""] * (3 - len(columns))
+    if len(columns) > 4:
+        raise InputError(f"{','.join(columns)!r} has {len(columns)} columns; write id,domain or id,domain,name,base")
+    columns += [""] * (4 - len(columns))
     place = os.path.join(beside, os.path.expanduser(columns[0]))
     if columns[0].startswith(("/", "./", "../", "~")) or (columns[0] and os.path.isdir(place)):
         return Line(number, *columns, folder=os.path.abspath(place))

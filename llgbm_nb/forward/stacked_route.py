@@ -7,6 +7,7 @@ neither on its place in a pass nor on its neighbours. Memory that runs out halve
 comes out as the adapter that it was; this module knows nothing of what becomes of it.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,12 @@ from operator import attrgetter
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..collection.adapters import Adapter, check_tokenizer
 from ..errors import InputError, first_sentence
 from .base import BaseModel
+from .base_files import base_folder
 from .lora import Lora, LoraReader, is_plain
 from .memory import hand_back_memory, out_of_memory
 from .packing import PASS_TOKENS, Pack, blocks_of, in_parts, pack_probes, packed_states, with_another_first
@@ -312,6 +315,16 @@ class StackedRoute:
 
     def _states(self, pack: Pack, copies: int) -> torch.Tensor:
         return packed_states(self._twin.tree, pack, copies, self._layers, self._after)
+
+
+def fits(base: str, adapter: Adapter) -> bool:
+    """Whether an adapter is plain LoRA in the very shapes of the base, whose weights are not loaded for it."""
+    with contextlib.suppress(Exception):  # of configs, weights, or PEFT's own functions
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(base)))
+        config = read_config(adapter)
+        return is_plain(config) and LoraReader(model)(config, adapter.read_tensors()) is not None
+    return False
 
 
 def _config(adapter: Adapter):

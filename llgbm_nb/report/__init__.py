@@ -8,7 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "parameters": ["check", "set_up", "versions"],
     "run": ["run_report", "strip_widgets", "to_html"],
-    "findings": ["Findings", "write_deltas", "write_summary"],
+    "findings": ["Findings", "propose_bases", "write_deltas", "write_summary"],
     "page": ["write_page"],
     "export": ["export_for_training"],
 })  # fmt: skip

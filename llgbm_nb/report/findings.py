@@ -1,8 +1,9 @@
-"""A run in numbers, as files: summary.json and deltas.csv.
+"""A run in numbers, as files: summary.json and deltas.csv; and bases.csv, for adapters that may belong to it as well.
 
 What was found is handed over by the notebooks; nothing is measured or compared here.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,9 @@ import pandas as pd
 
 from ..analysis.silhouettes import Silhouette
 from ..analysis.tables import summary
+from ..collection.adapters import Adapter
+from ..collection.bases import likeness
+from ..collection.find import BASES
 from ..deltas import DeltaRun
 from ..evidence.chance import Chance, Reliability
 from ..evidence.layer_choice import Choice
@@ -33,6 +37,33 @@ class Findings:
     choice: Choice | None = None
     tokens: pd.DataFrame | None = None  # `evidence.domain_tokens`
     methods: pd.DataFrame | None = None  # `evidence.compare_methods`
+
+
+def propose_bases(run: DeltaRun, folder: Path | None) -> str:
+    """`<folder>/bases.csv` with the names of other bases whose adapters fit this run's in every shape; "" if none does.
+
+    Same shapes are not the same weights: whoever knows that they are puts the file into the collection's folder.
+    """
+    lost = [Adapter(record["path"], record["name"]) for record in run.records if record["status"] == "failed"]
+    base, foreign = run.settings.base_model, {}
+    for adapter in lost:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name that cannot be looked up
+            if adapter.named_base and likeness(adapter.named_base, base) is None:
+                foreign.setdefault(adapter.named_base, []).append(adapter)
+    if not foreign or folder is None:
+        return ""
+    from ..forward.stacked_route import fits  # what runs models takes seconds to import
+
+    fitting = {name: len(each) for name, each in foreign.items() if all(fits(base, adapter) for adapter in each[:3])}
+    if not fitting:
+        return ""
+    table = pd.DataFrame({"name": [*fitting], "base": base}).to_csv(index=False)
+    write_whole(folder / BASES, table)
+    count, file = sum(fitting.values()), shown(folder / BASES)
+    return (
+        f"{count} of the adapters left out, for bases such as {next(iter(fitting))}, {'fit' if count > 1 else 'fits'} "
+        f"{base} in every shape: if these are the same weights, copy {file} into the collection's folder"
+    )
 
 
 def write_deltas(run: DeltaRun, folder: Path | None) -> str:

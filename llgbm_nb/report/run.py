@@ -212,7 +212,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     ]  # fmt: skip
     for adapter in adapters:
         try:
-            state.append(f"{adapter.path} {adapter.name} {adapter.domain} {adapter.fingerprint}")
+            state.append(f"{adapter.path} {adapter.name} {adapter.domain} {adapter.base} {adapter.fingerprint}")
         except InputError as error:
             state.append(f"{adapter.path} {adapter.name} {error}")
     return hashlib.sha256("\n".join(state).encode()).hexdigest()
