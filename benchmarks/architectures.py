@@ -6,10 +6,9 @@ time. An error is the largest distance of a delta from the reference's, over all
 norm. Each runs in a process of its own, which is given up after a time.
 """
 
-import importlib.metadata
 import json
-import os
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -21,7 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # its byte tokenizer
 SECONDS = 90  # for one architecture
 ADAPTERS = 6
-PROBES = ["What is 2 + 2?\nAnswer:", "Say so", "def f(x):\n", "A probe that is much longer than all of the others, on purpose."]
+PROBES = [
+    "What is 2 + 2?\nAnswer:",
+    "Say so",
+    "def f(x):\n",
+    "A probe that is much longer than all of the others, on purpose.",
+]
 
 # What a tiny model has: by the names that configs use for it.
 _SIZES = {
@@ -29,11 +33,13 @@ _SIZES = {
     64: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dim_ff d_ff ffn_hidden_size lru_width",
     260: "vocab_size vocab_size_per_layer_input",
     512: "max_position_embeddings n_positions max_seq_len n_ctx",
-    4: "num_attention_heads n_head n_heads decoder_attention_heads encoder_attention_heads num_experts num_local_experts "
-       "n_routed_experts moe_num_experts index_n_heads num_heads "
+    4: "num_attention_heads n_head n_heads decoder_attention_heads encoder_attention_heads num_heads "
+       "num_experts num_local_experts n_routed_experts moe_num_experts index_n_heads "
        "num_hidden_layers n_layer n_layers decoder_layers encoder_layers num_layers",
-    2: "num_key_value_heads num_experts_per_tok num_experts_per_token moe_topk moe_k top_k top_k_experts n_shared_experts index_topk_freq",
-    8: "rotary_dim hidden_size_per_layer_input head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim kv_lora_rank q_lora_rank linear_key_head_dim linear_value_head_dim",
+    2: "num_key_value_heads num_experts_per_tok num_experts_per_token moe_topk moe_k top_k top_k_experts "
+       "n_shared_experts index_topk_freq",
+    8: "rotary_dim hidden_size_per_layer_input head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim kv_lora_rank "
+       "q_lora_rank linear_key_head_dim linear_value_head_dim",
     16: "moe_intermediate_size shared_expert_intermediate_size moe_ffn_hidden_size",
     1: "n_group topk_group first_k_dense_replace",
     0: "num_kv_shared_layers",

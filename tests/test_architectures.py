@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROBES, byte_tokenizer, save_adapter
-from peft import IA3Config
+from peft import IA3Config, PeftModel
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from llgbm_nb import InputError, compute_deltas
+from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.evidence.alternatives import weight_changes
+from llgbm_nb.evidence.reference import reference_delta
 from llgbm_nb.files import ROOT
+from llgbm_nb.forward.base import load_base
 
 sys.path.append(str(ROOT / "benchmarks"))
-from architectures import measure, states, tiny_config  # noqa: E402
+from architectures import measure, states, tiny_config
 
 STACKED = [
     "bloom",  # its own positions; the last MLP adds the residual
@@ -64,8 +68,6 @@ def mixtral(tmp_path_factory):
 
 
 def deltas_of(folders, base, tmp_path, probes=PROBES, **settings):
-    from llgbm_nb.collection.adapters import Adapter
-
     adapters = [Adapter(str(folder), folder.name) for folder in folders]
     return compute_deltas(adapters, probes, base_model=str(base), cache_dir=tmp_path / "deltas", **settings)
 
@@ -77,7 +79,7 @@ def test_experts_in_half_precision_are_chosen_as_in_float32(mixtral, tmp_path):
     np.testing.assert_array_equal(exact.delta_set.deltas(), half.delta_set.deltas())
     assert any("few experts" in note and "float32" in note for note in half.notes)
     plain = deltas_of([folder], mixtral, tmp_path, dtype="bfloat16-plain")
-    assert any("few experts" in note and "without -plain" in note for note in plain.notes)
+    assert any("few experts" in note and "rather take bfloat16" in note for note in plain.notes)
     assert not any("few experts" in note for note in exact.notes)
 
 
@@ -99,12 +101,65 @@ def test_a_zero_lora_on_experts_is_exactly_zero(mixtral, tmp_path):
     assert run.records[0]["route"] == "stacked" and not run.delta_set.deltas().any()
 
 
+def test_lora_on_scaled_embeddings_is_scaled_as_peft_scales_it(tmp_path):
+    base = saved(tiny_config("gemma3_text"), tmp_path / "gemma3")
+    folder = save_adapter(tmp_path / "a", base, target_modules=["embed_tokens", "q_proj"])
+    run = deltas_of([folder], base, tmp_path)
+    exact = reference_delta(base, PROBES, folder)[-1]
+    assert run.records[0]["route"] == "stacked"
+    assert np.linalg.norm(run.delta_set.deltas()[0] - exact) < 1e-5 * np.linalg.norm(exact)
+
+
+def test_weight_changes_of_experts_are_those_of_their_whole_products(mixtral, tmp_path):
+    kinds = [dict(r=2, target_modules="all-linear"), dict(r=4, target_modules="all-linear")]
+    folders = [save_adapter(tmp_path / f"a{n}", mixtral, seed=n, **kind) for n, kind in enumerate(kinds)]
+    changes = []
+    before = AutoModelForCausalLM.from_pretrained(mixtral).state_dict()
+    for folder in folders:
+        merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(mixtral), folder).merge_and_unload()
+        after = merged.state_dict()
+        changes.append(torch.cat([(after[name] - before[name]).flatten() for name in before]).double())
+    one, other = changes
+    ours = weight_changes([Adapter(str(folder), folder.name) for folder in folders], load_base(str(mixtral)).model)[0]
+    assert ours[0, 1] == pytest.approx(float(one @ other / one.norm() / other.norm()), abs=1e-5)
+
+
+def test_a_base_that_changes_its_own_config_stays_the_same_to_later_adapters(tmp_path):
+    base = saved(tiny_config("big_bird"), tmp_path / "big_bird")
+    folders = [save_adapter(tmp_path / f"a{n}", base, seed=n, target_modules=["query"], use_dora=True) for n in (1, 2)]
+    run = deltas_of(folders, base, tmp_path)
+    assert [record["reason"] for record in run.records] == ["", ""]
+    for folder, delta in zip(folders, run.delta_set.deltas(), strict=True):
+        exact = reference_delta(base, PROBES, folder)[-1]
+        assert np.linalg.norm(delta - exact) < 1e-3 * np.linalg.norm(exact)  # a small one
+
+
+@pytest.mark.parametrize("architecture", ["deepseek_v3", "bamba", "gpt_oss"])
+def test_trained_biases_are_those_that_peft_saves(tmp_path, architecture):
+    base = saved(tiny_config(architecture), tmp_path / "base")
+    folder = save_adapter(tmp_path / "a", base, target_modules="all-linear", exclude_modules=["out_proj"], bias="all")
+    assert deltas_of([folder], base, tmp_path).records[0]["reason"] == ""
+
+
+def test_a_base_whose_batches_fail_is_run_one_by_one(base, tmp_path, monkeypatch):
+    folder = save_adapter(tmp_path / "a", base)
+    exact = reference_delta(base, PROBES, folder)[-1]
+
+    def fails(*args):
+        raise RuntimeError("no batches here")
+
+    monkeypatch.setattr("llgbm_nb.forward.states._padded_states", fails)
+    found = deltas_of([folder], base, tmp_path).delta_set.deltas()[0]
+    assert np.linalg.norm(found - exact) < 1e-5 * np.linalg.norm(exact)
+    monkeypatch.setattr("llgbm_nb.forward.states.one_by_one_states", fails)
+    with pytest.raises(InputError, match="cannot be run on the probes: no batches here"):
+        deltas_of([folder], base, tmp_path / "again")
+
+
 def test_where_padding_can_be_seen_probes_go_alone_on_every_route(tmp_path):
     base = saved(tiny_config("cpmant"), tmp_path / "cpmant")
     folder = save_adapter(tmp_path / "a", base, IA3Config(target_modules=["project_v"], feedforward_modules=[]))
     run = deltas_of([folder], base, tmp_path)
-    from peft import PeftModel
-
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     before = states(model, PROBES)
     exact = (states(PeftModel.from_pretrained(model, folder), PROBES) - before).mean(0)
@@ -125,5 +180,3 @@ def test_a_config_that_counts_more_layers_than_there_are_states_is_refused(tmp_p
     folder = save_adapter(tmp_path / "a", base, target_modules="all-linear")
     with pytest.raises(InputError, match="hidden states of layers 0 to 4"):
         deltas_of([folder], base, tmp_path)
-
-

@@ -16,6 +16,7 @@ from peft import (
     LoHaConfig,
     LoKrConfig,
     OFTConfig,
+    PolyConfig,
     ShadowConfig,
     VBLoRAConfig,
     VeraConfig,
@@ -346,12 +347,12 @@ def test_a_product_on_the_difference_is_rounded_less():
 def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, monkeypatch, difference, when, words):
     real, checked = stacked_route.packed_states, []
 
-    def too_much(body, pack, copies, layers):
+    def too_much(body, pack, copies, layers, after):
         filled = [len(m.factors) for m in body.modules() if getattr(m, "factors", None)]
         if copies > 2 and (when == "from the start" or max(filled, default=0) > 2):
             raise RuntimeError(words)
         checked.append((copies, bool(filled)))
-        return real(body, pack, copies, layers)
+        return real(body, pack, copies, layers, after)
 
     monkeypatch.setattr(stacked_route, "packed_states", too_much)
     engine = new(base, adapters_per_pass=4, difference=difference)
@@ -364,8 +365,8 @@ def test_memory_that_runs_out_halves_the_group_and_loses_nothing(base, loras, mo
 def test_neighbours_that_can_be_felt_are_noticed(base, loras, monkeypatch):
     real = stacked_route.packed_states
 
-    def mixes(body, pack, copies, layers):
-        states = real(body, pack, copies, layers)
+    def mixes(body, pack, copies, layers, after):
+        states = real(body, pack, copies, layers, after)
         return states + (states[0] - states[-1]) * 1e-3
 
     monkeypatch.setattr(stacked_route, "packed_states", mixes)
@@ -486,7 +487,7 @@ def test_checkpoints_that_are_none_of_this_base(base, tmp_path):
         save_base(tmp_path / "other", "llama"): "model_type is not llama but qwen2",
         weights(missing): "missing keys, such as .*up_proj",
         weights(infinite): "not finite, in model.norm.weight",
-        pickled(save_checkpoint(tmp_path / "pickled", base)): "cannot be loaded as a model",
+        pickled(save_checkpoint(tmp_path / "pickled", base)): "are pickled, and are not read",
     }
     for folder, measured in measure(new(base), list(reasons)).items():
         assert measured.differences is None
@@ -502,6 +503,51 @@ def test_a_tokenizer_with_tokens_that_the_base_lacks_is_refused(base, tmp_path):
     found = measure(new(base), folders)
     assert found[folders[0]].differences is not None
     assert "1 tokens that the base's lacks, such as '<think>'" in found[folders[1]].reason
+
+
+def test_a_token_for_padding_of_its_own_is_none_that_a_probe_could_have(base, tmp_path):
+    folders = [save_adapter(tmp_path / name, base) for name in ("same", "padding")]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folders[1])
+    found = measure(new(base), folders)
+    assert found[folders[1]].reason == ""
+    np.testing.assert_array_equal(found[folders[0]].differences, found[folders[1]].differences)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (dict(unsloth_fixed=True, lora_dtype="float16"), ""),
+        (dict(use_magic=False, magic_size=16), ""),
+        (dict(magic_size=16), "does not know: magic_size"),
+        (dict(init_lora_weights="corda"), "CorDA takes off .* convert it to LoRA"),
+        (dict(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}), "LoftQ is for a base .* quantised"),
+        (dict(init_lora_weights="loftq"), "LoftQ is for a base .* quantised"),
+    ],
+)
+def test_settings_of_others_are_left_alone_or_named(base, tmp_path, settings, reason):
+    folder = save_adapter(tmp_path / "a", base)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    found = measure(new(base), [folder])[folder].reason
+    assert re.search(reason, found) if reason else found == ""
+
+
+def test_kinds_that_peft_cannot_measure_say_what_they_are(base, tmp_path):
+    poly = save_adapter(tmp_path / "poly", base, PolyConfig(r=4, target_modules=["q_proj"]))
+    assert "Poly is a mixture" in measure(new(base), [poly])[poly].reason
+    gpt2 = save_base(tmp_path / "gpt2", "gpt2")
+    olora = save_adapter(tmp_path / "olora", gpt2, target_modules=["c_attn"])
+    file = olora / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "olora"}))
+    assert "OLoRA on Conv1D layers" in measure(new(gpt2), [olora])[olora].reason
+
+
+def test_weights_without_a_tensor_are_said_to_have_none(base, tmp_path):
+    folder = save_adapter(tmp_path / "a", base)
+    save_file({}, folder / "adapter_model.safetensors")
+    assert "holds no tensors" in measure(new(base), [folder])[folder].reason
 
 
 def test_a_state_that_is_not_finite_names_adapter_probe_and_layer(base, tmp_path):

@@ -193,7 +193,9 @@ def test_only_what_decides_a_delta_is_fetched(hub, base, tmp_path, monkeypatch):
     usual = {"adapter_config.json", "added_tokens.json"}
     assert files["org/a"] == files["org/both"] == usual | {"adapter_model.safetensors"}
     assert files["org/pickled"] == usual | {"adapter_model.bin"}
-    assert files["org/full"] == {"config.json", "model.safetensors", "tokenizer.json", "added_tokens.json"}
+    assert files["org/full"] == {
+        "added_tokens.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
 
 
 def test_a_repo_without_an_adapter_is_listed(hub, tmp_path, monkeypatch):
@@ -447,7 +449,7 @@ def test_the_hubs_own_client_against_a_server_of_ours(base, tmp_path):
     kept = {file.name for file in (tmp_path / "home").glob("hub/models--*/snapshots/*/*")}
     assert kept == {
         "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "config.json", "model.safetensors",
-        "tokenizer.json",
+        "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     offline = found(server.server_port)  # nobody is there any more
     assert re.findall(r"path='(/.*?)'", offline) == re.findall(r"path='(/.*?)'", online)

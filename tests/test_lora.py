@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROBES, save_adapter, save_base
-from peft import IA3Config, LoraConfig
+from peft import EvaConfig, IA3Config, LoraConfig
 from safetensors.torch import load_file, save_file
 
 from llgbm_nb.collection.adapters import Adapter
@@ -29,6 +29,9 @@ PLAIN = {
     "LM head": dict(target_modules=["lm_head", "q_proj"]),
     "dropout": dict(target_modules="all-linear", lora_dropout=0.5),
     "gaussian": dict(target_modules="all-linear", init_lora_weights="gaussian"),
+    "eva": dict(target_modules="all-linear", init_lora_weights="eva", eva_config=EvaConfig()),
+    "orthogonal": dict(target_modules="all-linear", init_lora_weights="orthogonal"),
+    "one parameter": dict(target_modules=["q_proj"], target_parameters=["up_proj.weight"]),
 }  # fmt: skip
 
 
@@ -87,6 +90,36 @@ def test_a_setting_that_a_later_peft_brings_is_not_plain():
 
     newer = make_dataclass("LoraConfig", [("use_magic", bool, True)], bases=(LoraConfig,))
     assert not is_plain(newer())
+
+
+@pytest.mark.parametrize("what", ["name", "embedding", "LM head"])
+def test_what_is_saved_along_without_a_change_is_plain(base, tmp_path, what):
+    folder, loaded = save_adapter(tmp_path / "a", base), load_base(str(base))
+    plain = read(folder, loaded)
+
+    def edit(tensors):
+        if what == "name":  # of a state dict that was saved as it stood
+            for name in list(tensors):
+                tensors[name.replace(".weight", ".default.weight")] = tensors.pop(name)
+        else:
+            module = {"embedding": "model.embed_tokens", "LM head": "lm_head"}[what]
+            weight = loaded.model.get_submodule(module).weight
+            tensors[f"base_model.model.{module}.weight"] = weight.detach().clone()
+
+    change(folder, edit)
+    again = read(folder, loaded)
+    assert again.factors.keys() == plain.factors.keys()
+    assert all(torch.equal(plain.factors[name][1], again.factors[name][1]) for name in plain.factors)
+
+
+def test_a_tied_lm_heads_lora_is_the_embeddings(tmp_path):
+    base = save_base(tmp_path / "gpt2", "gpt2")
+    folder = save_adapter(tmp_path / "a", base, target_modules=["wte", "lm_head"], ensure_weight_tying=True)
+    assert any("lm_head.lora" in name for name in load_file(folder / "adapter_model.safetensors"))
+    [measured] = Engine(lambda: load_base(str(base)), PROBES, [3], Settings()).measure([Adapter(str(folder), "a")])
+    expected = reference_activations(base, PROBES, folder) - reference_activations(base, PROBES)
+    assert measured.route == STACKED
+    np.testing.assert_allclose(measured.differences[:, 0], expected[:, 3], atol=1e-5 * np.abs(expected).max())
 
 
 def change(folder, edit):

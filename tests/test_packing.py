@@ -16,6 +16,14 @@ def test_the_layout_of_a_row():
     assert pack.grid.flatten()[pack.back].tolist() == list(range(6))
 
 
+def test_padding_behind_a_row_belongs_to_no_probe():
+    plain, padded = (pack_probes([[5, 6, 7], [8, 9]], multiple=n)[0] for n in (1, 8))
+    assert padded.ids.tolist() == [5, 6, 7, 8, 9, 9, 9, 9] and padded.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert padded.last.tolist() == plain.last.tolist() == [2, 4]
+    for pack in (plain, padded):
+        assert [probe.tolist() for probe in pack.probes] == [[5, 6, 7], [8, 9]]
+
+
 def test_rows_are_filled_in_order_and_a_long_probe_has_its_own():
     packs = pack_probes([[1] * n for n in (3, 3, 2, 9, 1, 4)], limit=5)
     assert [pack.tokens for pack in packs] == [3, 5, 9, 5]
@@ -31,7 +39,7 @@ def test_a_row_of_probes_equals_transformers_own_padded_pass(tmp_path, architect
     expected = last_token_states(base.model, ids, base.device)
     for layers in ([0, 1, 2, 3], [3], [0, 2]):
         for limit in (512, 21):
-            packs = pack_probes(ids, limit=limit)
+            packs = pack_probes(ids, limit=limit, multiple=16 if len(layers) == 1 else 1)
             found = torch.cat([packed_states(base.body, pack, 2, layers) for pack in packs], dim=1)
             for copy in found.numpy():
                 np.testing.assert_allclose(copy, expected[:, layers], rtol=1e-4, atol=2e-5)

@@ -19,6 +19,7 @@ UNKNOWN = "unknown"  # the domain of an adapter without one
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 TOKENIZER = ("tokenizer.json", "added_tokens.json")  # what `check_tokenizer` reads
+TOKENIZER_CONFIG = "tokenizer_config.json"
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = {name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
 LONGEST_JSON = 10 * 2**20  # bytes of an adapter's or a model's configuration that are read
@@ -134,7 +135,9 @@ class Adapter:
             raise InputError(f"{file.name} is damaged or cut off ({error})") from error
         except Exception as error:  # torch.load raises many kinds for a damaged or unsafe pickle, with unsafe advice
             raise InputError(f"{file.name} cannot be read as plain tensors, or holds more than these") from error
-        if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
+        if isinstance(tensors, dict) and not tensors:
+            raise InputError(f"{file.name} holds no tensors")
+        if not (isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
             raise InputError(f"{file.name} does not hold tensors by name")
         for name, tensor in tensors.items():
             if tensor.is_complex():
@@ -174,8 +177,13 @@ def shards_below(folder: str | Path) -> list[Path]:
 
 
 def check_tokenizer(adapter: Adapter, tokenizer) -> None:
-    """Raises InputError if the adapter's folder holds a tokenizer with tokens that the base's `tokenizer` lacks."""
-    tokens = [token for name in TOKENIZER for token in _tokens_in(Path(adapter.path) / name)]
+    """Raises InputError if the adapter's folder holds a tokenizer with tokens that the base's `tokenizer` lacks.
+
+    A token for padding may be its own: no probe has it.
+    """
+    padding = (_read_json(Path(adapter.path) / TOKENIZER_CONFIG) or {}).get("pad_token")
+    padding = padding.get("content") if isinstance(padding, dict) else padding
+    tokens = [token for name in TOKENIZER for token in _tokens_in(Path(adapter.path) / name) if token != padding]
     known = tokenizer.convert_ids_to_tokens([tokenizer.convert_tokens_to_ids(token) or 0 for token in tokens])
     if lacking := [token for token, same in zip(tokens, known, strict=True) if token != same]:
         raise InputError(
@@ -222,11 +230,11 @@ def _check_beginning(file: Path) -> None:
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             try:
-                header = json.loads(stream.read(length)) if 1 < length <= min(size, LONGEST_JSON * 10) else {}
+                header = json.loads(stream.read(length)) if 1 < length <= min(size, LONGEST_JSON * 10) else None
                 end = max((each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"), default=0)
             except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
                 end = -1
-        if not header or size != 8 + length + end:
+        if size != 8 + length + end:
             raise InputError(f"{file.name} is damaged or cut off")
     elif file.suffix == ".bin" and size > LONGEST_PICKLE and not zipfile.is_zipfile(file):
         raise InputError(f"{file.name} is damaged: it has {size:,} bytes and is no archive of tensors")

@@ -14,23 +14,24 @@ from ..errors import InputError
 from ..files import from_root
 from .adapters import CONFIG, Adapter
 
-
 # Endings of the names of quantised copies, as the hub's usual tools give them.
 _QUANTISED = re.compile(
     r"(?:[-_.](?:unsloth|bnb|nf4|fp4|[48]bit|gptq|awq|hqq|aqlm|exl2|int[48]|fp8|w[48]a(?:4|8|16)|\d+g|quantized|dynamic))+$",
     re.IGNORECASE,
 )
 # What folders are called whatever is in them: a path that ends in such a name says nothing of the base.
-_ANYTHING = set(
-    "adapter base checkpoint ckpt epoch exp final hf latest llm lora merged model out output run snapshot step test v version".split()
-)
+_ANYTHING = {
+    "adapter", "base", "checkpoint", "ckpt", "epoch", "exp", "final", "hf", "latest", "llm", "lora", "merged", "model",
+    "out", "output", "run", "snapshot", "step", "test", "v", "version",
+}  # fmt: skip
 
 
 def likeness(named: str, base: str) -> str | None:
     """Why an adapter that names `named` is taken for one of `base`; "" if both are one name, None if it is not.
 
-    Beyond `same_base`: `named` is a quantised copy of `base` ("…-bnb-4bit", "…-GPTQ-Int4", "…-AWQ"), or ends in the same
-    telling name ("/content/Qwen2.5-1.5B", "C:\\models\\Qwen2.5-1.5B", "somebody/Qwen2.5-1.5B") and is no folder here.
+    Beyond `same_base`: `named` is a quantised copy of `base` ("…-bnb-4bit", "…-GPTQ-Int4", "…-AWQ"), or ends in the
+    same telling name ("/content/Qwen2.5-1.5B", "C:\\models\\Qwen2.5-1.5B", "somebody/Qwen2.5-1.5B") and is no folder
+    of this machine.
     """
     if same_base(named, base):
         return ""

@@ -124,7 +124,9 @@ def _read_table(file: Path, *columns: str) -> list[tuple[str, ...]] | None:
             if not set(columns) <= set(reader.fieldnames or ()):
                 raise KeyError(", ".join(columns))
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
-        raise InputError(f"{shown(file)} must be a CSV file with the columns {','.join(columns)} ({error!r})") from error
+        raise InputError(
+            f"{shown(file)} must be a CSV file with the columns {','.join(columns)} ({error!r})"
+        ) from error
     return rows
 
 

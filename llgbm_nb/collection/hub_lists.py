@@ -25,21 +25,21 @@ from huggingface_hub import errors, snapshot_download, utils
 from ..errors import InputError, first_sentence
 from ..files import shown, write_whole
 from ..progress_bar import progress
-from .adapters import CONFIG, MODEL_CONFIG, TOKENIZER, UNKNOWN, WEIGHTS, Adapter, shard_names
+from .adapters import CONFIG, MODEL_CONFIG, TOKENIZER, TOKENIZER_CONFIG, UNKNOWN, WEIGHTS, Adapter, shard_names
 
 AT_ONCE = 8  # repos that are fetched side by side
-ADAPTER = [CONFIG, WEIGHTS[0], *TOKENIZER]
-PICKLED = [CONFIG, WEIGHTS[1], *TOKENIZER]  # only where there are no safetensors
+ADAPTER = [CONFIG, WEIGHTS[0], *TOKENIZER, TOKENIZER_CONFIG]
+PICKLED = [CONFIG, WEIGHTS[1], *TOKENIZER, TOKENIZER_CONFIG]  # only where there are no safetensors
 _COLUMN = re.compile(r'[ \t]*(?:"((?:[^"]|"")*)"|([^",\n]*))[ \t\r]*(,|\n|\Z)')
-MODEL = [MODEL_CONFIG, "*.safetensors", "model.safetensors.index.json", *TOKENIZER]
+MODEL = [MODEL_CONFIG, "*.safetensors", "model.safetensors.index.json", *TOKENIZER, TOKENIZER_CONFIG]
 
 
 @dataclass(frozen=True)
 class Line:
     """One adapter of a list: a repo of the hub, at a revision ("": its main branch), or the absolute path of a folder.
 
-    `id` is the line's first column as it stands there, `number` the line's; `domain`, `name` and `base`, the base to use
-    in place of the one that it names, are "" if not given.
+    `id` is the line's first column as it stands there, `number` the line's; `domain`, `name` and `base`, the base to
+    use in place of the one that it names, are "" if not given.
     """
 
     number: int

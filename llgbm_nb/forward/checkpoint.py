@@ -15,6 +15,8 @@ def load_checkpoint(adapter: Adapter, base: BaseModel, trust_remote_code: bool =
     Raises InputError if it is not the base's architecture in the base's sizes, if weights are missing, left over or not
     finite, or if its tokenizer has tokens that the base's lacks. Pickled weights are refused.
     """
+    if not any(file.suffix == ".safetensors" for file in adapter.files):
+        raise InputError("its weights are pickled, and are not read; save the model with safetensors")
     options = dict(trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True)
     try:
         with quiet_transformers():

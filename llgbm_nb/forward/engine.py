@@ -19,8 +19,9 @@ from ..errors import InputError, first_sentence
 from ..settings import Settings
 from .base import BaseModel, difference_dtype
 from .checkpoint import load_checkpoint
+from .experts import picks_experts
 from .memory import hand_back_memory, keep_freed_memory
-from .packing import PASS_TOKENS, keeps_state, pack_probes, picks_experts
+from .packing import PASS_TOKENS, keeps_state, pack_probes
 from .peft_route import IN_BATCHES, BaseChanged, adapted_states, applied, base_state, read_config
 from .stacked_route import Measured, StackedRoute
 from .states import last_token_states, one_by_one_states, tokenize
@@ -41,9 +42,9 @@ class Engine:
         self._load, self._layers, self._settings = load, layers, settings
         self.notes: list[str] = []
         self._base = load()
-        self._state = base_state(self._base.model)
         self._ids = tokenize(self._base.tokenizer, probes, settings.max_length)
         self._all_base_states = last_token_states(self._base.model, self._ids, self._base.device)
+        self._state = base_state(self._base.model)  # now: BigBird changes its config by what it sees
         if (has := self._all_base_states.shape[1]) <= max(layers):
             raise InputError(f"the base gives hidden states of layers 0 to {has - 1}; its config says {max(layers)}")
         self.base_states, self._one_by_one = self._all_base_states[:, layers], None
@@ -73,14 +74,17 @@ class Engine:
                 low = torch.float32
                 self._note("this base sends each token to a few experts; rounding would turn some choices: in float32")
             else:
-                turns = f"which rounding to {self._settings.dtype.removesuffix('-plain')} can turn"
-                self._note(f"this base sends each token to a few experts, a choice {turns}: rather take one without -plain")
+                name = self._settings.dtype.removesuffix("-plain")
+                self._note(
+                    f"this base sends each token to a few experts; rounding turns some choices: rather take {name}"
+                )
         return StackedRoute(self._base, self._packs, self._layers, self.base_states, low, copies, self._note)
 
     def _load_again(self) -> None:
         copies, self._stacked, self._base = self._stacked.copies, None, None  # two bases never lie in memory at once
         hand_back_memory()
         self._base = self._load()
+        last_token_states(self._base.model, self._ids[:1], self._base.device)
         self._state = base_state(self._base.model)
         self._stacked = self._new_route(copies)
 

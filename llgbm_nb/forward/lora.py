@@ -2,8 +2,9 @@
 
     W' = W + scale * B A        A (rank, in), B (out, rank); scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA
 
-for the weights of linear layers and embeddings, and for matrices that a module holds itself: a router's, or all experts'
-in one, A (experts, rank, in), B (experts, out, rank). In doubt an adapter is not plain, and PEFT measures it. This module knows nothing of probes or of passes.
+for the weights of linear layers and embeddings, and for matrices that a module holds itself: a router's, or those of
+all experts in one, A (experts, rank, in), B (experts, out, rank). In doubt an adapter is not plain, and PEFT measures
+it. This module knows nothing of probes or of passes.
 """
 
 import contextlib
@@ -20,17 +21,22 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from ..collection.adapters import Adapter
 from ..errors import InputError
 from .base import body_of
+from .base_files import base_folder
+from .experts import holds_matrices, is_transposed
 from .patterns import check_patterns
+from .peft_route import read_config
 
 # Settings of a LoraConfig that plain LoRA may have; with any other one set, PEFT itself measures the adapter.
 _PLAIN = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
-    "eva_config", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
-    "lora_dropout", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "eva_config", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
+    "lora_alpha", "lora_dropout", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
     "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora",
 }  # fmt: skip
 _INITIALISED_ALONE = (True, False, "gaussian", "eva", "orthogonal")  # ways that leave the base as it is
@@ -100,7 +106,9 @@ class LoraReader:
             if target.module.startswith(self._body):  # the LM head lies outside of the body and moves no hidden state
                 name, whole = target.module.removeprefix(self._body), kind_of(self._modules[target.module])
                 factors[name if whole or not target.matrix else f"{name}.{target.matrix}"] = found
-        return None if any(not self._is_the_bases(*each) for each in tensors.items()) else Lora(factors)
+        heads = _PREFIX + self._body if config.ensure_weight_tying else ""  # a tied LM head's LoRA is the embedding's
+        known = (self._is_the_bases(*each) or not each[0].startswith(heads) for each in tensors.items())
+        return Lora(factors) if all(known) else None
 
     def _factors(self, target: Target, tensors: dict[str, torch.Tensor]) -> tuple | None:
         """(A, B, scale) of a target, taken out of `tensors`; None if they are not there in their exact shape."""
@@ -185,19 +193,11 @@ def embed_scale(embedding: nn.Embedding) -> torch.Tensor | float:
     return getattr(embedding, "embed_scale", 1.0)
 
 
-def holds_matrices(module: nn.Module) -> bool:
-    """Whether `module` computes with matrices of its own and has no layers in it: all experts in one, or a router."""
-    if not any(parameter.dim() in (2, 3) for parameter in module.parameters(recurse=False)):
-        return False
-    layers = (m for m in module.modules() if next(m.parameters(recurse=False), None) is not None)
-    return not any(isinstance(m, Conv1D) or is_of_torch(m) for m in layers)
-
-
-def is_of_torch(module: nn.Module) -> bool:
-    """Whether `module` is a layer of torch's, or one made from it."""
-    return any(kind.__module__.startswith("torch.nn.modules") for kind in type(module).__mro__[:-2])
-
-
-def is_transposed(module: nn.Module, weight: torch.Tensor) -> bool:
-    """Whether all experts' matrix is stored as (experts, in, out), by PEFT's rule."""
-    return weight.dim() == 3 and bool(getattr(module, "is_transposed", False))
+def fits(base: str, adapter: Adapter) -> bool:
+    """Whether an adapter is plain LoRA in the very shapes of the base, whose weights are not loaded for it."""
+    with contextlib.suppress(Exception):  # of configs, weights, or PEFT's own functions
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(base)))
+        config = read_config(adapter)
+        return is_plain(config) and LoraReader(model)(config, adapter.read_tensors()) is not None
+    return False

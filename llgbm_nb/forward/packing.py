@@ -57,12 +57,6 @@ def keeps_state(body: nn.Module) -> bool:
     return any(isinstance(m, kinds) or any(w in type(m).__name__.lower() for w in _STATEFUL) for m in body.modules())
 
 
-def picks_experts(body: nn.Module) -> bool:
-    """Whether a base sends each token to some of many experts: a choice that the least rounding can turn."""
-    parts = {part for name, _ in body.named_modules() for part in name.split(".")}
-    return not parts.isdisjoint({"experts", "router"})
-
-
 def with_another_first(pack: Pack) -> Pack:
     """The pack with other tokens in its first probe: what every other probe sees must stay as it is."""
     ids, first = pack.ids.clone(), int(pack.last[0]) + 1
@@ -124,7 +118,11 @@ def packed_states(
     inputs = dict(input_ids=pack.ids.expand(copies, -1), use_cache=False)
     if len(pack.last) > 1:  # a probe alone is called as any text is: not every architecture takes positions
         inputs |= dict(position_ids=pack.positions.expand(copies, -1), attention_mask=None)
-    with _by_probe(body, pack), _last_tokens_read(body, pack, layers, after) as states, contextlib.suppress(_LayersRead):
+    with (
+        _by_probe(body, pack),
+        _last_tokens_read(body, pack, layers, after) as states,
+        contextlib.suppress(_LayersRead),
+    ):
         out = body(**inputs)
         states[max(layers)] = out.last_hidden_state[:, pack.last].float()
     return torch.stack([states[layer] for layer in layers], dim=2)

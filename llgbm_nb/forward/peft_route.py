@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 from ..collection.adapters import CONFIG, Adapter
 from ..errors import InputError, first_sentence
@@ -27,6 +28,17 @@ class BaseChanged(RuntimeError):
 # Kinds whose layers see each token by itself, and that live in the model's body: tested to give the same in a batch of
 # padded probes without the LM head. Any other is measured as `PeftModel` runs it, one probe at a time.
 IN_BATCHES = {"LORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "BOFT", "ADALORA"}
+# Settings of other programs that change nothing of what an adapter computes, and whose they are.
+_HARMLESS = {
+    "unsloth_fixed",  # Unsloth: it has gone over the config
+    "merge_weights",  # PEFT before 0.4: to be merged when evaluated
+    "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",  # ms-swift: dtype and learning rates in training
+}  # fmt: skip
+# Ways to start a LoRA that take something off the base which PEFT does not find again when it loads the adapter.
+_UNLOADABLE = {
+    "corda": "CorDA takes off what it found with data of its own, which is not saved",
+    "loftq": "LoftQ is for a base that it has quantised itself",
+}
 RANKED = {"LORA", "LOHA", "VERA", "ADALORA", "HRA", "RANDLORA", "PVERA"}  # kinds with tensors as large as `r` says
 
 
@@ -89,6 +101,9 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
             wrapped = PeftModel(model, config)
     except Exception as error:
         raise InputError(f"its config does not fit the base: {first_sentence(error)}") from error
+    start = str(getattr(config, "init_lora_weights", "")).lower()
+    if start == "olora" and any(isinstance(getattr(m, "base_layer", None), Conv1D) for m in wrapped.modules()):
+        raise InputError("it is OLoRA on Conv1D layers, which PEFT loads wrongly; convert it to LoRA with PEFT")
     try:
         with warnings.catch_warnings(action="ignore"):
             result = set_peft_model_state_dict(wrapped, tensors)
@@ -101,7 +116,8 @@ def _wrap(model: torch.nn.Module, adapter: Adapter) -> PeftModel:
     lacking = [key for key in result.missing_keys if id(parameters.get(key)) not in there]  # one under another name
     missing = [key for key in lacking if ".default" in key and any(part in key for part in asked)]
     if (bias := getattr(config, "bias", "none")) != "none":
-        missing += [key for key in result.missing_keys if key.endswith("bias" if bias == "all" else "base_layer.bias")]
+        saved = ".bias" if bias == "all" else "base_layer.bias"  # of dt_bias and the like PEFT saves none
+        missing += [key for key in result.missing_keys if key.endswith(saved)]
     if missing:
         raise InputError(f"its weights lack {len(missing)} tensors that its config asks for, such as {missing[0]}")
     if some := result.unexpected_keys:
@@ -128,6 +144,8 @@ def _check_sizes(config: PeftConfig, tensors: dict[str, torch.Tensor], layers: i
 
 def read_config(adapter: Adapter) -> PeftConfig:
     """An adapter's PEFT config. Raises InputError for kinds and settings that have no delta, or not a known one."""
+    if (start := str(adapter.config.get("init_lora_weights")).lower()) in _UNLOADABLE:
+        raise InputError(f"its init_lora_weights is {start}: {_UNLOADABLE[start]}; convert it to LoRA with PEFT")
     try:
         with warnings.catch_warnings(action="ignore"):
             config = PeftConfig.from_pretrained(adapter.path)
@@ -138,9 +156,11 @@ def read_config(adapter: Adapter) -> PeftConfig:
         raise InputError(f"PEFT cannot read its {CONFIG}: {first_sentence(error)}") from error
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise InputError(f"{config.peft_type.value} changes the prompt, not the layers; it has no delta")
+    if config.peft_type == "POLY":
+        raise InputError("Poly is a mixture that is told its task with every text; it has no delta of its own")
     # PEFT leaves out settings that it does not know, with a warning: the adapter would be another one.
-    known = {field.name for field in dataclasses.fields(config)}
-    if unknown := sorted(key for key, value in adapter.config.items() if value and key not in known):
+    known = {field.name for field in dataclasses.fields(config)} | _HARMLESS
+    if unknown := sorted(key for key, value in adapter.config.items() if value and key not in known | _off(adapter)):
         raise InputError(f"its {CONFIG} has settings that this version of PEFT does not know: {', '.join(unknown)}")
     if getattr(config, "alora_invocation_tokens", None):
         raise InputError("aLoRA is switched on by tokens in the prompt; it has no delta of its own")
@@ -149,6 +169,12 @@ def read_config(adapter: Adapter) -> PeftConfig:
     if "niter" in str(getattr(config, "init_lora_weights", "")):
         raise InputError("it takes a random approximation (pissa_niter) off the base; convert it to LoRA with PEFT")
     return config
+
+
+def _off(adapter: Adapter) -> set[str]:
+    """Settings of what an adapter's config switches off: `qalora_group_size` beside `use_qalora: false`."""
+    off = [key.removeprefix("use_") for key, value in adapter.config.items() if key.startswith("use_") and not value]
+    return {key for key in adapter.config for feature in off if key.startswith(f"{feature}_")}
 
 
 def _restore(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> None:

@@ -7,7 +7,6 @@ neither on its place in a pass nor on its neighbours. Memory that runs out halve
 comes out as the adapter that it was; this module knows nothing of what becomes of it.
 """
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +16,10 @@ from operator import attrgetter
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..collection.adapters import Adapter, check_tokenizer
 from ..errors import InputError, first_sentence
 from .base import BaseModel
-from .base_files import base_folder
 from .lora import Lora, LoraReader, is_plain
 from .memory import hand_back_memory, out_of_memory
 from .packing import PASS_TOKENS, Pack, blocks_of, in_parts, pack_probes, packed_states, with_another_first
@@ -65,7 +62,7 @@ class StackedRoute:
         low: torch.dtype | None, copies: int, note: Callable[[str], None],
     ):  # fmt: skip
         self._base, self._packs, self._layers, self._low, self._note = base, packs, layers, low, note
-        self._base_states, self.copies = base_states, copies or self._copies_that_pay()
+        self._base_states, self.copies = base_states, copies or _copies_that_pay(packs)
         self._read_lora = LoraReader(base.model)
         self._unusable = False  # found out with the first adapter
         self._rounding_known = low in (None, torch.float32)
@@ -103,7 +100,8 @@ class StackedRoute:
             if is_memory and self.copies > 1:
                 self._halve()
             elif any(len(pack.last) > 1 for pack in self._packs):
-                self._take_apart(reason)
+                self._note(f"each probe has a pass of its own: {reason}")
+                self._pack_anew(0)
             else:
                 self._note(f"every adapter goes through PEFT, one at a time: {reason}")
                 self._unusable = True
@@ -190,16 +188,17 @@ class StackedRoute:
         ours = torch.stack([torch.from_numpy(differences[:count]).mean(0) for _, differences in changed])
         off = ((ours - exact).norm(dim=-1) / exact.norm(dim=-1)).nan_to_num(0).max()
         if off > WORTH_SAYING:
-            name = str(self._low).removeprefix("torch.")
-            self._note(f"{name} moves a delta by up to {off:.1%} of its norm on this base; float32 is exact")
+            self._note(
+                f"{str(self._low)[6:]} moves a delta by up to {off:.1%} of its norm on this base; float32 is exact"
+            )
 
     def _checked(self, adapter: Adapter, differences: np.ndarray, seconds: float) -> Measured:
         shape = f"{self.copies} x {'+'.join(str(pack.tokens) for pack in self._packs)} tokens"
         try:
             check_finite(differences + self._base_states, self._layers, str(self._low or self._base.model.dtype))
+            return Measured(adapter, STACKED, seconds, differences, "", shape)
         except InputError as error:
             return Measured(adapter, STACKED, seconds, None, str(error), shape)
-        return Measured(adapter, STACKED, seconds, differences, "", shape)
 
     def _measure_halves(self, block: list[_Plain]) -> Iterator[Measured | Adapter]:
         """Memory ran out: the same with half as many adapters a pass."""
@@ -219,23 +218,12 @@ class StackedRoute:
         self.copies //= 2
         self._note(f"memory ran out: from here on {self.copies} adapters share a pass")
 
-    def _copies_that_pay(self) -> int:
-        return max(1, TOKENS_AT_ONCE.get(self._base.device.type, 4096) // max(pack.tokens for pack in self._packs))
-
-    def _take_apart(self, reason: str) -> None:
-        """The probes in one row did not give what transformers gives: a row for each."""
-        pays = self._copies_that_pay()
-        self._pack_anew(0)
-        if self.copies == pays:  # neither asked for nor halved
-            self.copies = self._copies_that_pay()
-        self._note(f"each probe has a pass of its own: {reason}")
-
     def _pack_anew(self, limit: int, multiple: int = 1) -> None:
-        ids = [row.tolist() for pack in self._packs for row in pack.probes]
+        ids, pay = [row.tolist() for pack in self._packs for row in pack.probes], _copies_that_pay(self._packs)
         self._packs, self._multiple = pack_probes(ids, self._base.device, limit, multiple), multiple
         self._chunks = [self._packs]
-        if self._twin:
-            self._twin.records.clear()
+        if self.copies == pay:  # neither asked for nor halved
+            self.copies = _copies_that_pay(self._packs)
 
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
@@ -306,25 +294,16 @@ class StackedRoute:
         self._twin.records.clear()
         for pack in chunk:
             with self._twin.recording(pack):
-                self._twin_base[pack] = self._states(pack, 1)[0].cpu()
+                self._twin_base[pack] = packed_states(self._twin.tree, pack, 1, self._layers, self._after)[0].cpu()
 
     def _pass(self, pack: Pack, copies: int = 0) -> torch.Tensor:
         """One pass over `pack` of what is put on: float32 (copies, probes, layers, hidden) on the CPU."""
         with self._twin.replaying(pack):
-            return self._states(pack, copies or self.copies).cpu()
-
-    def _states(self, pack: Pack, copies: int) -> torch.Tensor:
-        return packed_states(self._twin.tree, pack, copies, self._layers, self._after)
+            return packed_states(self._twin.tree, pack, copies or self.copies, self._layers, self._after).cpu()
 
 
-def fits(base: str, adapter: Adapter) -> bool:
-    """Whether an adapter is plain LoRA in the very shapes of the base, whose weights are not loaded for it."""
-    with contextlib.suppress(Exception):  # of configs, weights, or PEFT's own functions
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(base)))
-        config = read_config(adapter)
-        return is_plain(config) and LoraReader(model)(config, adapter.read_tensors()) is not None
-    return False
+def _copies_that_pay(packs: list[Pack]) -> int:
+    return max(1, TOKENS_AT_ONCE.get(packs[0].ids.device.type, 4096) // max(pack.tokens for pack in packs))
 
 
 def _config(adapter: Adapter):

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import InputError
+from ..errors import InputError, first_sentence
 from .base import BaseModel, body_of
+from .memory import out_of_memory
 
 SAME, SAME_IN_HALF = 3e-5, 0.05  # parts of a hidden state's norm by which rounding moves it between batch shapes
 BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of this size
@@ -34,15 +35,35 @@ def tokenize(tokenizer, probes: list[str], max_length: int = 256) -> list[list[i
     return ids
 
 
-@torch.inference_mode()
 def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     """a(M) for tokenized probes: float32 (probes, layers + 1, hidden).
 
     `model` is a transformers causal LM, adapted in place or not. Its body runs without the LM head, on BATCH_PROBES
-    probes at a time, padded on the right: under a causal mask, what follows a token cannot reach it. If the shortest
-    probe is another one alone, the mask is not, and all go alone. Raises InputError naming probe and layer if a state
-    is not finite.
+    probes at a time, padded on the right: under a causal mask, what follows a token cannot reach it. Where it can, as
+    the shortest probe shows, or where such a pass fails, probes go one by one. Raises InputError naming probe and layer
+    if a state is not finite, and if the model cannot be run.
     """
+    try:
+        result = _padded_states(model, token_ids, device)
+        if len(set(map(len, token_ids))) > 1 and not _is_alone_too(result, model, token_ids, device):
+            result = one_by_one_states(model, token_ids, device)
+    except Exception as error:  # an architecture of its own: any kind of error can come out of its forward pass
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
+        result = None
+    try:
+        result = one_by_one_states(model, token_ids, device) if result is None else result
+    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
+        raise InputError(f"the model cannot be run on the probes: {first_sentence(error)}") from error
+    check_finite(result, range(result.shape[1]), str(model.dtype))
+    return result
+
+
+@torch.inference_mode()
+def _padded_states(model, token_ids: list[list[int]], device) -> np.ndarray:
+    """The same, in batches, whether padding is seen or not."""
     body, states = body_of(model), []
     for start in range(0, len(token_ids), BATCH_PROBES):
         group = token_ids[start : start + BATCH_PROBES]
@@ -54,15 +75,16 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
         check_shapes(out.hidden_states, ids.shape)
         rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
         states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
-    result = torch.cat(states).numpy()  # (probes, layers + 1, hidden)
-    if len(set(map(len, token_ids))) > 1:
-        shortest = min(range(len(token_ids)), key=[len(tokens) for tokens in token_ids].__getitem__)
-        alone = one_by_one_states(model, [token_ids[shortest]], device)[0]  # (layers + 1, hidden)
-        off = np.linalg.norm(alone - result[shortest], axis=-1) / np.linalg.norm(alone, axis=-1)
-        if not np.nanmax(off) < (SAME if model.dtype == torch.float32 else SAME_IN_HALF):
-            return one_by_one_states(model, token_ids, device)
-    check_finite(result, range(result.shape[1]), str(model.dtype))
-    return result
+    return torch.cat(states).numpy()
+
+
+def _is_alone_too(states: np.ndarray, model, token_ids: list[list[int]], device) -> bool:
+    """Whether the shortest probe, alone, has the states that it has among others, with padding."""
+    shortest = min(range(len(token_ids)), key=[len(tokens) for tokens in token_ids].__getitem__)
+    alone = one_by_one_states(model, [token_ids[shortest]], device)[0]  # (layers + 1, hidden)
+    with np.errstate(invalid="ignore"):
+        off = np.linalg.norm(alone - states[shortest], axis=-1) / np.linalg.norm(alone, axis=-1)
+    return bool(np.nanmax(off, initial=0.0) < (SAME if model.dtype == torch.float32 else SAME_IN_HALF))
 
 
 @torch.inference_mode()

@@ -22,16 +22,12 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from .lora import Lora, embed_scale, holds_matrices, is_transposed, kind_of
+from .experts import Matrix, StackedMatrices, Unstackable, holds_matrices
+from .lora import Lora, embed_scale, kind_of
 from .packing import Pack
-
-
-class Unstackable(Exception):
-    """This base's forward pass is not one that several adapters can share. PEFT measures them one at a time."""
 
 
 class Twin:
@@ -268,54 +264,6 @@ class StackedEmbedding(nn.Module):
                 a, b, scale = each
                 x[number] += (a.T[ids[number]] @ b.T) * scale * self.scale
         return x.to(low)
-
-
-class Matrix:
-    """A matrix that a module of the base holds itself, and the LoRA factors of each copy in the pass."""
-
-    factors: list | None = None
-
-
-class StackedMatrices(nn.Module):
-    """Experts or a router: run for each copy by itself, on its own matrices, so that none depends on the others'."""
-
-    def __init__(self, module: nn.Module, stack: Stack):
-        super().__init__()
-        self.stack, self.module = stack, module
-        self.matrices = {name: Matrix() for name, each in module.named_parameters(recurse=False) if each.dim() > 1}
-
-    def forward(self, *args, **kwargs):
-        inputs = [self._of_each_copy(each) for each in (*args, *kwargs.values())]
-        if not any(isinstance(each, tuple) for each in inputs):  # sorted by expert, it may be, over all copies
-            if any(matrix.factors for matrix in self.matrices.values()):
-                raise Unstackable("its experts see the tokens of several adapters at once")
-            return self.module(*args, **kwargs)
-        found = []
-        for number in range(self.stack.copies):
-            mine = [each[number] if isinstance(each, tuple) else each for each in inputs]
-            named = dict(zip(kwargs, mine[len(args) :], strict=True))
-            found.append(functional_call(self.module, self._changed(number), tuple(mine[: len(args)]), named))
-        if isinstance(found[0], torch.Tensor):
-            return torch.cat(found)
-        return tuple(torch.cat(each) if isinstance(each[0], torch.Tensor) else each[0] for each in zip(*found, strict=True))
-
-    def _of_each_copy(self, value):
-        """A tensor's parts, if its first dimension goes through the copies; else the value."""
-        copies, pack = self.stack.copies, self.stack.pack
-        rows = (copies, copies * pack.tokens, copies * len(pack.last))
-        is_all = isinstance(value, torch.Tensor) and value.dim() and value.shape[0] in rows
-        return value.chunk(copies) if is_all else value
-
-    def _changed(self, number: int) -> dict[str, torch.Tensor]:
-        """{name: W + scale * B A} of the matrices that a copy's adapter changes."""
-        changed = {}
-        for name, matrix in self.matrices.items():
-            if matrix.factors and number < len(matrix.factors) and matrix.factors[number]:
-                weight = self.module.get_parameter(name)
-                a, b, scale = matrix.factors[number]
-                change = scale * (b.to(weight.device) @ a.to(weight.device))
-                changed[name] = (weight + (change.mT if is_transposed(self.module, weight) else change)).to(weight.dtype)
-        return changed
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -52,7 +52,7 @@ def propose_bases(run: DeltaRun, folder: Path | None) -> str:
                 foreign.setdefault(adapter.named_base, []).append(adapter)
     if not foreign or folder is None:
         return ""
-    from ..forward.stacked_route import fits  # what runs models takes seconds to import
+    from ..forward.lora import fits  # what runs models takes seconds to import
 
     fitting = {name: len(each) for name, each in foreign.items() if all(fits(base, adapter) for adapter in each[:3])}
     if not fitting:
