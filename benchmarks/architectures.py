@@ -1,11 +1,12 @@
 """Every decoder architecture of the installed transformers, at a tiny size: route, error and speed of an adapter on it.
 
-`python benchmarks/architectures.py [part of a name ...]` prints the table of docs/architectures.md. Each architecture
+`python benchmarks/architectures.py [name ...]` prints the table of docs/architectures.md. Each architecture
 has random weights and six LoRA adapters on all linear layers; the reference is a fresh base with PEFT, one probe at a
 time. An error is the largest distance of a delta from the reference's, over all layers, in parts of the reference's
 norm. Each runs in a process of its own, which is given up after a time.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -16,7 +17,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # its byte tokenizer
 SECONDS = 90  # for one architecture
@@ -126,10 +126,9 @@ def measure(model_type: str, work: Path, adapters: int = ADAPTERS) -> dict:
                 reason = f"{type(error).__name__}: {str(error)[:200]}"
         else:
             return {"no adapter": reason}
-        try:
-            before, exact = states(model), {}
-        except RuntimeError:  # its hidden states are not of one shape
-            before, exact = None, {}
+        before, exact = None, {}
+        with contextlib.suppress(RuntimeError):  # its hidden states are not of one shape
+            before = states(model)
         for number in range(adapters):
             for name, parameter in wrapped.named_parameters():
                 if "lora_" in name:
@@ -239,7 +238,7 @@ def table(results: dict[str, dict]) -> str:
             "each probe has a pass of its own": "a row for each probe",
             "one adapter a pass": "one adapter a pass",
             "sends each token to a few experts": "experts: bfloat16 runs in float32",
-            "moves a delta by": "the run says what bfloat16 does",
+            "moves a delta by": "the run says what bfloat16 does to it",
         }
         said = [text for words_in_note, text in words.items() if words_in_note in notes]
         said += ["PEFT's own loading loses a part"] * (found["reloaded"] > 1e-3)
@@ -260,4 +259,5 @@ def _measured(name: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     main(sys.argv[1:])

@@ -137,7 +137,7 @@ def test_each_rule_by_which_adapters_were_taken_is_said_once():
     adapters[4] = replace(adapters[4], base=FULL)
     adapters[4].__dict__["config"] = {"base_model_name_or_path": "mine"}
     quantised, owner, alias = taken_for(adapters, FULL)
-    assert quantised.startswith("2 adapters name other bases, such as 'u/Qwen2.5-1.5B-AWQ'") and "full" in quantised
-    assert owner.startswith("1 adapter names 'w/Qwen2.5-1.5B'") and "another owner" in owner
+    assert quantised.startswith("2 adapters taken for this base, such as of 'u/Qwen2.5-1.5B-AWQ': a quantised copy")
+    assert owner.startswith("1 adapter taken for this base, such as of 'w/Qwen2.5-1.5B': another owner's")
     assert "'mine'" in alias and alias.endswith("bases.csv says")
-    assert taken_for(adapters[:1], FULL) == []
+    assert taken_for(adapters[:1], FULL) == taken_for(adapters[4:], "another/base") == []

@@ -31,11 +31,12 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from llgbm_nb import InputError
 from llgbm_nb.collection.adapters import Adapter
 from llgbm_nb.collection.find import find_adapters
 from llgbm_nb.evidence.reference import reference_activations, reference_delta
 from llgbm_nb.forward import engine as engine_module
-from llgbm_nb.forward import stacked_route
+from llgbm_nb.forward import stacked_route, states
 from llgbm_nb.forward.base import load_base
 from llgbm_nb.forward.engine import FULL, PEFT, Engine
 from llgbm_nb.forward.packing import pack_probes
@@ -513,6 +514,8 @@ def test_a_token_for_padding_of_its_own_is_none_that_a_probe_could_have(base, tm
     found = measure(new(base), folders)
     assert found[folders[1]].reason == ""
     np.testing.assert_array_equal(found[folders[0]].differences, found[folders[1]].differences)
+    (folders[1] / "tokenizer_config.json").write_text("[1]")
+    assert "'[PAD]'" in measure(new(base), folders[1:])[folders[1]].reason
 
 
 @pytest.mark.parametrize(
@@ -556,3 +559,17 @@ def test_a_state_that_is_not_finite_names_adapter_probe_and_layer(base, tmp_path
     save_file({k: v * 1e25 for k, v in load_file(file).items()}, file)
     measured = measure(new(base), [folder])[folder]
     assert "probe 1 at layer 1 is not finite" in measured.reason
+
+
+def test_a_state_that_is_not_finite_in_a_batch_names_its_own_probe(base, monkeypatch):
+    loaded, ids = load_base(str(base)), [[1, 2, 3], [4], [5, 6]]
+    real = states._padded_states
+
+    def spoiled(*args):
+        found = real(*args)
+        found[1, 2] = np.nan
+        return found
+
+    monkeypatch.setattr(states, "_padded_states", spoiled)
+    with pytest.raises(InputError, match="probe 2 at layer 2 is not finite"):
+        states.last_token_states(loaded.model, ids, loaded.device)

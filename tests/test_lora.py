@@ -112,6 +112,17 @@ def test_what_is_saved_along_without_a_change_is_plain(base, tmp_path, what):
     assert all(torch.equal(plain.factors[name][1], again.factors[name][1]) for name in plain.factors)
 
 
+def test_one_name_with_and_without_its_adapters_is_not_plain(base, tmp_path):
+    folder, loaded = save_adapter(tmp_path / "a", base), load_base(str(base))
+
+    def edit(tensors):
+        name = next(iter(tensors))
+        tensors[name.replace(".weight", ".default.weight")] = tensors[name] * 2
+
+    change(folder, edit)
+    assert read(folder, loaded) is None
+
+
 def test_a_tied_lm_heads_lora_is_the_embeddings(tmp_path):
     base = save_base(tmp_path / "gpt2", "gpt2")
     folder = save_adapter(tmp_path / "a", base, target_modules=["wte", "lm_head"], ensure_weight_tying=True)

@@ -181,7 +181,8 @@ def check_tokenizer(adapter: Adapter, tokenizer) -> None:
 
     A token for padding may be its own: no probe has it.
     """
-    padding = (_read_json(Path(adapter.path) / TOKENIZER_CONFIG) or {}).get("pad_token")
+    settings = _read_json(Path(adapter.path) / TOKENIZER_CONFIG)
+    padding = settings.get("pad_token") if isinstance(settings, dict) else None
     padding = padding.get("content") if isinstance(padding, dict) else padding
     tokens = [token for name in TOKENIZER for token in _tokens_in(Path(adapter.path) / name) if token != padding]
     known = tokenizer.convert_ids_to_tokens([tokenizer.convert_tokens_to_ids(token) or 0 for token in tokens])

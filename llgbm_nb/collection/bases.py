@@ -54,17 +54,14 @@ def taken_for(adapters: list[Adapter], base: str) -> list[str]:
     """A sentence for each rule by which adapters that name another base than `base` are taken for its own."""
     rules: dict[str, list[str]] = {}
     for adapter in adapters:
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
-            named = adapter.named_base
-            rule = "what bases.csv says" if adapter.base else likeness(named, base) if named else ""
-            rules.setdefault(rule or "", []).append(named)
-    rules.pop("", None)
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name that cannot be looked up
+            rule = likeness(adapter.base_model, base) if adapter.named_base else None
+            if rule or (adapter.base and rule is not None):
+                rules.setdefault("what bases.csv says" if adapter.base else rule, []).append(adapter.named_base)
     return [
-        f"{len(names)} adapter{'s name' if len(names) > 1 else ' names'} {names[0]!r}, taken for this base: {rule}"
-        if len(set(names)) == 1 else
-        f"{len(names)} adapters name other bases, such as {names[0]!r}, taken for this base: {rule}"
+        f"{len(names)} adapter{'s' * (len(names) > 1)} taken for this base, such as of {names[0]!r}: {rule}"
         for rule, names in rules.items()
-    ]  # fmt: skip
+    ]
 
 
 def same_base(one: str, other: str) -> bool:

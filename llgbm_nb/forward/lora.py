@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,20 +94,22 @@ class LoraReader:
         """The adapter with these tensors; None if they are anything else than plain LoRA as `config` says: every tensor
         that it asks for in its exact shape, and no other. The rest is left to PEFT and its messages.
         """
-        tensors, factors = {_ADAPTER_NAME.sub(r"\1", name): tensor for name, tensor in tensors.items()}, {}
+        named, factors = {_ADAPTER_NAME.sub(r"\1", name): tensor for name, tensor in tensors.items()}, {}
+        if len(named) < len(tensors):
+            return None
         key = repr(sorted(config.to_dict().items(), key=str))
         if key not in self._plans:
             check_patterns(config, self._modules)
             self._plans[key] = list(self._plan(config))
         for target in self._plans[key]:
-            found = self._factors(target, tensors)
+            found = self._factors(target, named)
             if found is None:
                 return None
             if target.module.startswith(self._body):  # the LM head lies outside of the body and moves no hidden state
                 name, whole = target.module.removeprefix(self._body), kind_of(self._modules[target.module])
                 factors[name if whole or not target.matrix else f"{name}.{target.matrix}"] = found
         heads = _PREFIX + self._body if config.ensure_weight_tying else ""  # a tied LM head's LoRA is the embedding's
-        known = (self._is_the_bases(*each) or not each[0].startswith(heads) for each in tensors.items())
+        known = (self._is_the_bases(*each) or not each[0].startswith(heads) for each in named.items())
         return Lora(factors) if all(known) else None
 
     def _factors(self, target: Target, tensors: dict[str, torch.Tensor]) -> tuple | None:
@@ -193,11 +195,16 @@ def embed_scale(embedding: nn.Embedding) -> torch.Tensor | float:
     return getattr(embedding, "embed_scale", 1.0)
 
 
-def fits(base: str, adapter: Adapter) -> bool:
+def fitting_shapes(base: str) -> Callable[[Adapter], bool]:
     """Whether an adapter is plain LoRA in the very shapes of the base, whose weights are not loaded for it."""
-    with contextlib.suppress(Exception):  # of configs, weights, or PEFT's own functions
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(base)))
-        config = read_config(adapter)
-        return is_plain(config) and LoraReader(model)(config, adapter.read_tensors()) is not None
-    return False
+    reader = None
+    with torch.device("meta"), contextlib.suppress(Exception):  # a base with code of its own fits nothing
+        reader = LoraReader(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(base))))
+
+    def fits(adapter: Adapter) -> bool:
+        with contextlib.suppress(Exception):  # of its config or weights, or of PEFT's own functions
+            config = read_config(adapter)
+            return bool(reader) and is_plain(config) and reader(config, adapter.read_tensors()) is not None
+        return False
+
+    return fits

@@ -43,22 +43,22 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     the shortest probe shows, or where such a pass fails, probes go one by one. Raises InputError naming probe and layer
     if a state is not finite, and if the model cannot be run.
     """
+    together = False
     try:
         result = _padded_states(model, token_ids, device)
-        if len(set(map(len, token_ids))) > 1 and not _is_alone_too(result, model, token_ids, device):
-            result = one_by_one_states(model, token_ids, device)
+        check_finite(result, range(result.shape[1]), str(model.dtype))
+        together = _is_alone_too(result, model, token_ids, device)
     except Exception as error:  # an architecture of its own: any kind of error can come out of its forward pass
         if isinstance(error, InputError) or out_of_memory(error):
             raise
-        result = None
+    if together:
+        return result
     try:
-        result = one_by_one_states(model, token_ids, device) if result is None else result
-    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
+        return one_by_one_states(model, token_ids, device)
+    except Exception as error:
         if isinstance(error, InputError) or out_of_memory(error):
             raise
         raise InputError(f"the model cannot be run on the probes: {first_sentence(error)}") from error
-    check_finite(result, range(result.shape[1]), str(model.dtype))
-    return result
 
 
 @torch.inference_mode()
@@ -80,6 +80,8 @@ def _padded_states(model, token_ids: list[list[int]], device) -> np.ndarray:
 
 def _is_alone_too(states: np.ndarray, model, token_ids: list[list[int]], device) -> bool:
     """Whether the shortest probe, alone, has the states that it has among others, with padding."""
+    if len(set(map(len, token_ids))) == 1:
+        return True
     shortest = min(range(len(token_ids)), key=[len(tokens) for tokens in token_ids].__getitem__)
     alone = one_by_one_states(model, [token_ids[shortest]], device)[0]  # (layers + 1, hidden)
     with np.errstate(invalid="ignore"):

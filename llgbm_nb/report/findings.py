@@ -39,10 +39,11 @@ class Findings:
     methods: pd.DataFrame | None = None  # `evidence.compare_methods`
 
 
-def propose_bases(run: DeltaRun, folder: Path | None) -> str:
-    """`<folder>/bases.csv` with the names of other bases whose adapters fit this run's in every shape; "" if none does.
+def propose_bases(run: DeltaRun, folder: Path | None) -> list[str]:
+    """`<folder>/bases.csv` with the names of other bases whose adapters fit this run's in every shape, if any do.
 
-    Same shapes are not the same weights: whoever knows that they are puts the file into the collection's folder.
+    Gives a note that says so, or none. Same shapes are not the same weights: whoever knows that they are puts the file
+    into the collection's folder.
     """
     lost = [Adapter(record["path"], record["name"]) for record in run.records if record["status"] == "failed"]
     base, foreign = run.settings.base_model, {}
@@ -51,19 +52,20 @@ def propose_bases(run: DeltaRun, folder: Path | None) -> str:
             if adapter.named_base and likeness(adapter.named_base, base) is None:
                 foreign.setdefault(adapter.named_base, []).append(adapter)
     if not foreign or folder is None:
-        return ""
-    from ..forward.lora import fits  # what runs models takes seconds to import
+        return []
+    from ..forward.lora import fitting_shapes  # what runs models takes seconds to import
 
-    fitting = {name: len(each) for name, each in foreign.items() if all(fits(base, adapter) for adapter in each[:3])}
+    fits = fitting_shapes(base)
+    fitting = {name: len(each) for name, each in foreign.items() if all(map(fits, each[:3]))}
     if not fitting:
-        return ""
+        return []
     table = pd.DataFrame({"name": [*fitting], "base": base}).to_csv(index=False)
     write_whole(folder / BASES, table)
     count, file = sum(fitting.values()), shown(folder / BASES)
-    return (
+    return [
         f"{count} of the adapters left out, for bases such as {next(iter(fitting))}, {'fit' if count > 1 else 'fits'} "
         f"{base} in every shape: if these are the same weights, copy {file} into the collection's folder"
-    )
+    ]
 
 
 def write_deltas(run: DeltaRun, folder: Path | None) -> str:
