@@ -30,10 +30,10 @@ OPTIONS = $(if $(LLGBM_ZOO),--checkpoint-dir="$$LLGBM_ZOO") $(if $(LLGBM_BASE),-
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
 .PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
-        bench-explorer bench-headless bench-scale lint clean
+        bench-architectures bench-explorer bench-headless bench-scale lint clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-19s %s\n", $$1, $$2}'
 	@echo "make report takes ZOO= BASE= PROBE= RUN= DEVICE= CLUSTER= FORCE=1, and ARGS= for any other option (docs/parameters.md)"
 
 setup: $(READY)  ## a virtual environment in .venv with everything in it, and the demo base in models/
@@ -64,7 +64,7 @@ lint: $(READY)  ## ruff, the rules of who imports what, and the bounds of the ho
 	$(BIN)/python benchmarks/house.py
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir . $(value ARGS) notebooks/04_analysis.ipynb
+	set -f; $(BIN)/jupyter lab --notebook-dir . $$LLGBM_ARGS notebooks/04_analysis.ipynb
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
 	$(BIN)/python notebooks/run.py
@@ -84,6 +84,9 @@ bench-cache: $(READY)  ## what saving, a cached run and reading one layer cost w
 
 bench-memory: $(READY)  ## resident memory over 500 adapters of the demo base, of all kinds
 	$(BIN)/python benchmarks/memory.py
+
+bench-architectures: $(READY)  ## every architecture of transformers at a tiny size: route, error, speed (docs/architectures.md; 13 minutes)
+	@$(BIN)/python benchmarks/architectures.py
 
 bench-explorer: $(READY)  ## from a change in the explorer to its new picture, in a browser (needs chromium)
 	$(BIN)/python benchmarks/explorer.py

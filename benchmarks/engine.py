@@ -3,6 +3,8 @@
     reload the base    the base loaded anew and wrapped for each adapter, one probe at a time, with LM head
     wrap again         the base loaded once and wrapped again for each adapter, one probe at a time, with LM head
     load_adapter       one PeftModel, adapters loaded and deleted, the probes in one padded batch, without LM head
+    mixed batches      PEFT's `adapter_names`: all adapters in a PeftModel, as many a padded batch as the engine takes
+    mixed, no loading  the same, with the adapters loaded beforehand
     engine             `llgbm_nb.forward`: float32, and difference propagation in bfloat16 (on a float32 base)
     floor              the products of the body's linear layers alone, at the best speed seen in the run
 
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +162,34 @@ def load_adapter(args, adapters: list[str]):
         wrapped.delete_adapter("this")
 
 
+def mixed_batches(args, adapters: list[str], load_first: bool = False):
+    batch, model = _tokenizer(args)(PROBES, return_tensors="pt", padding=True), _load(args)
+    last = batch["attention_mask"].sum(1) - 1
+    copies = max(1, TOKENS_AT_ONCE["cpu"] // args.tokens)
+
+    def states(run: nn.Module, names: list[str]) -> torch.Tensor:
+        """(len(names), hidden), float64; the bare base looks at no name. PEFT takes `adapter_names` in the whole
+        model's pass only, so the LM head runs on one token a row."""
+        rows = {key: each.repeat(len(names), 1) for key, each in batch.items()}
+        each = {"adapter_names": [name for name in names for _ in PROBES]} if run is not model else {}
+        with torch.no_grad():
+            out = run(**rows, **each, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states[-1]
+        found = out[torch.arange(len(out)), last.repeat(len(names))]
+        return found.double().unflatten(0, (len(names), len(PROBES))).mean(1)
+
+    base = states(model, ["none"])
+    names = [f"a{number}" for number in range(len(adapters))]
+    if not load_first:
+        yield
+    wrapped = PeftModel.from_pretrained(model, adapters[0], adapter_name=names[0]).eval()
+    for path, name in zip(adapters[1:], names[1:], strict=True):
+        wrapped.load_adapter(path, adapter_name=name)
+    if load_first:
+        yield
+    for start in range(0, len(names), copies):
+        yield from states(wrapped, names[start : start + copies]) - base
+
+
 def _engine(args) -> Engine:
     """The engine with its twin made, so that `measure` has only the adapters' work left."""
     base, settings = str(args.work / "float32"), Settings(max_length=MAX_LENGTH, dtype=args.dtype)
@@ -178,7 +209,14 @@ def engine(args, adapters: list[str]):
         yield torch.from_numpy(each.differences[:, 0]).double().mean(0)
 
 
-METHODS = {"reload the base": reload_base, "wrap again": wrap_again, "load_adapter": load_adapter, "engine": engine}
+METHODS = {
+    "reload the base": reload_base,
+    "wrap again": wrap_again,
+    "load_adapter": load_adapter,
+    "mixed batches": mixed_batches,
+    "mixed, no loading": partial(mixed_batches, load_first=True),
+    "engine": engine,
+}
 
 
 def timed(args, adapters: list[str]) -> dict:
@@ -229,9 +267,11 @@ def _linear_shapes(args) -> list[tuple[int, int]]:
 def speeds(args, _) -> dict[str, float]:
     """Operations per second on large squares, and on the model's largest layers laid out for oneDNN."""
     dtype, found, shapes = getattr(torch, args.dtype), {}, _linear_shapes(args)
-    for n in (2048, 4096):
+    for n in (1024, 2048, 4096):
         a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
-        found[f"torch.mm {n}"] = 2 * n**3 / _best(torch.mm, a, b)
+        found[f"torch.mm {n}"] = 2 * n**3 / (seconds := _best(torch.mm, a, b))
+        if seconds > 1:  # a processor without bfloat16; the next one would take eight times as long
+            break
     for out, inputs in sorted({shape for shape in shapes if np.prod(shape) == max(map(np.prod, shapes))}):
         layer = product(torch.randn(out, inputs).to(dtype))
         for rows in {
@@ -303,7 +343,7 @@ def _report(args, relative: list, rates: dict, results: dict, small: dict, prepa
     errors = {key: max(each["error"] for each in rounds) for key, rounds in results.items()}
 
     def row(*cells) -> None:
-        widths = (15, 14, 13, 7, 20, 7, 15, 8, 6)
+        widths = (17, 14, 13, 7, 20, 7, 15, 8, 6)
         print("|", " | ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)), "|")
 
     row("method", "dtype", "s per adapter", "x floor", "x faster than reload", "error", f"error, B x {SMALL}",

@@ -1,6 +1,7 @@
 """The explorer's numbers, without a browser: what is shown equals `analysis` for the same setting."""
 
 import re
+from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
@@ -73,6 +74,19 @@ def test_every_setting_shows_the_numbers_of_analysis(found, explorer, layer, pro
     curve = [expected(found, number, probes, centered) for number in range(1, 5)]
     np.testing.assert_allclose(explorer.figure.data[5].y[1:], curve)
     assert explorer.figure.data[5].y[0] is None and list(explorer.figure.data[6].x) == [layer]
+
+
+def test_of_many_probes_a_range_is_chosen(found):
+    probes = tuple(f"probe {i}" for i in range(101))
+    base, random = np.zeros((101, 2, 3), np.float32), np.random.default_rng(0)
+    differences = tuple(random.normal(size=(101, 2, 3)).astype(np.float32) for _ in range(12))
+    explorer = explore(replace(found, probes=probes, base=base, differences=differences, layer_numbers=(0, 1)))
+    assert "101 of 101 probes" in explorer.headline.value
+    [control] = explorer.probes
+    control.value = (3, 40)
+    assert "38 of 101 probes" in explorer.headline.value
+    expected = np.stack([each[2:40, 1].mean(axis=0) for each in differences])
+    np.testing.assert_allclose(explorer.view.norms, np.linalg.norm(expected, axis=1), rtol=1e-5)
 
 
 def test_no_probe_and_no_change_are_sentences(explorer):

@@ -239,6 +239,19 @@ def test_make_passes_values_as_they_are_and_runs_nothing_in_them(tmp_path, value
     assert made.stdout.splitlines() == expected and not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
+def test_make_lab_hands_args_on_and_runs_nothing_in_them(tmp_path):
+    (tmp_path / "jupyter").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "jupyter").chmod(0o755)
+    (tmp_path / ".ready").touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    value = "--port=9 $(touch pwned) `touch pwned`; touch pwned # *"
+    command = ["make", "-s", "lab", f"BIN={tmp_path}", f"READY={tmp_path}/.ready", "-o", f"{tmp_path}/.ready"]
+    made = subprocess.run([*command, f"ARGS={value}"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = ["lab", "--notebook-dir", ".", *value.split(), "notebooks/04_analysis.ipynb"]
+    assert made.stdout.splitlines() == expected and not (tmp_path / "pwned").exists()
+
+
 def test_the_makefiles_args_are_split_as_a_shell_does(monkeypatch, reports, ran, zoo):
     monkeypatch.setenv("LLGBM_ARGS", "--dtype bfloat16 --probe-file 'a b.txt'")
     assert run.main(["--checkpoint-dir", str(zoo)]) == 1  # there is no such file

@@ -21,6 +21,7 @@ from . import collection, explorer_figure
 from . import view as maps
 
 MEMORY = 2**30  # bytes of hidden states that are held, so that a change need not read them again
+BOXES = 100  # of more probes, a range is chosen
 
 
 class _Surroundings(anywidget.AnyWidget):
@@ -32,8 +33,9 @@ class _Surroundings(anywidget.AnyWidget):
 class Explorer(widgets.VBox):
     """The explorer of a set of deltas, to be a cell's last value.
 
-    `.layer`, `.probes`, `.projection`, `.centered` and `.color` are its controls (ipywidgets), `.select(i)` does what a
-    click on adapter i does, and `.view` holds the numbers of the picture (`View`).
+    `.layer`, `.probes` (a box for each; of more than BOXES, one range), `.projection`, `.centered` and `.color` are its
+    controls (ipywidgets), `.select(i)` does what a click on adapter i does, and `.view` holds the numbers of the
+    picture (`View`).
     """
 
     def __init__(self, delta_set: DeltaSet):
@@ -48,8 +50,7 @@ class Explorer(widgets.VBox):
             options=[("0 (embeddings)" if n == 0 else f"{n} (last)" if n == last else str(n), n) for n in numbers],
             value=last, description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
         )  # fmt: skip
-        box = partial(widgets.Checkbox, value=True, indent=False, layout={"width": "20px"})
-        self.probes = tuple(box(tooltip=text) for text in delta_set.probes)
+        self.probes = _probe_controls(delta_set.probes)
         self.projection = widgets.ToggleButtons(options=maps.PROJECTIONS, style={"button_width": "70px"})
         self.centered = widgets.Checkbox(
             description="centered (minus the pool's mean delta)", indent=False, layout={"width": "310px"}
@@ -74,9 +75,9 @@ class Explorer(widgets.VBox):
         """The probes' boxes with their names, and the other controls, each in a row that wraps."""
         names = [  # beside the box, as a described one has no tooltip
             widgets.HTML(f'<span title="{html.escape(text)}">probe {i}</span>', layout={"margin": "2px 14px 2px 0"})
-            for i, text in enumerate(self.delta_set.probes, start=1)
+            for i, text in enumerate(self.delta_set.probes[:BOXES], start=1)
         ]
-        ticks = [widgets.HBox(pair) for pair in zip(self.probes, names, strict=True)]
+        ticks = self.probes if self._is_range else [widgets.HBox(pair) for pair in zip(self.probes, names, strict=True)]
         controls = [widgets.Label("map"), self.projection, widgets.Label("colour by"), self.color, self.centered]
         return [
             widgets.HBox(ticks, layout={"flex_flow": "row wrap", "max_height": "90px", "overflow": "auto"}),
@@ -92,8 +93,15 @@ class Explorer(widgets.VBox):
             self.traces[f"map {domain}"].on_click(partial(self._on_click, mine))
 
     @property
+    def _is_range(self) -> bool:
+        return isinstance(self.probes[0], widgets.IntRangeSlider)
+
+    @property
     def chosen(self) -> tuple[int, ...]:
         """Indices of the probes that are ticked."""
+        if self._is_range:
+            first, last = self.probes[0].value
+            return tuple(range(first - 1, last))
         return tuple(i for i, box in enumerate(self.probes) if box.value)
 
     def deltas(self, layer: int) -> np.ndarray:
@@ -183,9 +191,9 @@ class Explorer(widgets.VBox):
         self.nearest.value = ""
 
     def _headline(self) -> str:
-        score, few = self.view.score, len(self.delta_set) < 4
+        score, few, probes = self.view.score, len(self.delta_set) < 4, len(self.delta_set.probes)
         about = [
-            _count(self.delta_set), f"layer {self.layer.label}", f"{len(self.chosen)} of {len(self.probes)} probes",
+            _count(self.delta_set), f"layer {self.layer.label}", f"{len(self.chosen)} of {probes} probes",
             "centered" if self.centered.value else "deltas as they are",
             "PCA (t-SNE needs four adapters)" if self.projection.value == "t-SNE" and few else self.projection.value,
         ]  # fmt: skip
@@ -227,6 +235,16 @@ class Explorer(widgets.VBox):
             bundle["image/png"] = print_figure(figure, base64=True)
         bundle["text/plain"] = "explorer: " + self.headline.value.replace("<b>", "").replace("</b>", "")
         return bundle
+
+
+def _probe_controls(probes: tuple[str, ...]) -> tuple[widgets.Widget, ...]:
+    """A box for each probe, ticked; of more than BOXES, a slider with two ends, counted from 1."""
+    count = len(probes)
+    if count > BOXES:
+        where = dict(layout={"width": "98%"}, style={"description_width": "52px"}, continuous_update=False)
+        return (widgets.IntRangeSlider(value=(1, count), min=1, max=count, description="probes", **where),)
+    box = partial(widgets.Checkbox, value=True, indent=False, layout={"width": "20px"})
+    return tuple(box(tooltip=text) for text in probes)
 
 
 def _count(delta_set: DeltaSet) -> str:

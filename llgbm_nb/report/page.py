@@ -33,6 +33,7 @@ from .run import NOTEBOOKS
 
 POINTS = 50_000  # on all layers of the map together: with more, the slider has fewer layers
 ROWS = 500  # of a table of adapters; above, it has a row per domain, and the rest is left to deltas.csv
+PROBES = 100  # whose texts are on the page
 PICTURES = {
     "similarity": "Every pair: cosines of the deltas at the last layer, similar adapters side by side.",
     "similarity_by_domain": "The same by domain: mean cosines of all adapters.",
@@ -142,8 +143,10 @@ def _facts(run: DeltaRun) -> str:
         "dtype": config["dtype"], "versions": versions(), "cache": shown(run.cache.cache_dir),
     }  # fmt: skip
     rows = "".join(f"<tr><th>{name}</th><td>{_safe(value)}</td></tr>" for name, value in facts.items())
-    probes = "".join(f"<li><pre>{_safe(probe)}</pre></li>" for probe in config["probes"])
-    return f"<table class=facts>{rows}</table><details><summary>the probes' texts</summary><ol>{probes}</ol></details>"
+    probes = "".join(f"<li><pre>{_safe(probe)}</pre></li>" for probe in config["probes"][:PROBES])
+    more = f"<p>… and {config['num_probes'] - PROBES:,} more</p>" if config["num_probes"] > PROBES else ""
+    texts = f"<details><summary>the probes' texts</summary><ol>{probes}</ol>{more}</details>"
+    return f"<table class=facts>{rows}</table>{texts}"
 
 
 def _evidence(run: DeltaRun, findings: Findings, folder: Path) -> list[str]:
