@@ -8,16 +8,21 @@ READY   := $(VENV)/.ready
 ZOO     ?=
 BASE    ?=
 PROBE   ?=
+LAYER   ?=
+QUERY   ?=
+CENTERED ?=
 RUN     ?=
 DEVICE  ?=
 CLUSTER ?=
 FORCE   ?=
 ARGS    ?=
-unexport ZOO BASE PROBE RUN DEVICE CLUSTER FORCE ARGS  # make would expand what is in them
+unexport ZOO BASE PROBE LAYER CENTERED QUERY RUN DEVICE CLUSTER FORCE ARGS  # make would expand what is in them
 # Values reach the program as they are, through the environment: neither make nor the shell reads what is in them.
 export LLGBM_ZOO := $(value ZOO)
 export LLGBM_BASE := $(value BASE)
 export LLGBM_PROBE := $(value PROBE)
+export LLGBM_LAYER := $(value LAYER)
+export LLGBM_QUERY := $(value QUERY)
 export LLGBM_RUN := $(value RUN)
 export LLGBM_DEVICE := $(value DEVICE)
 export LLGBM_CLUSTER := $(value CLUSTER)
@@ -25,6 +30,7 @@ export LLGBM_ARGS := $(value ARGS)
 OPTIONS = $(if $(LLGBM_ZOO),--checkpoint-dir="$$LLGBM_ZOO") $(if $(LLGBM_BASE),--base-model="$$LLGBM_BASE") \
           $(if $(LLGBM_PROBE),--probe-type="$$LLGBM_PROBE") $(if $(LLGBM_RUN),--run="$$LLGBM_RUN") \
           $(if $(LLGBM_DEVICE),--device="$$LLGBM_DEVICE") $(if $(LLGBM_CLUSTER),--cluster="$$LLGBM_CLUSTER") \
+          $(if $(LLGBM_LAYER),--layer="$$LLGBM_LAYER") $(if $(LLGBM_QUERY),--query="$$LLGBM_QUERY") $(if $(value CENTERED),--centered) \
           $(if $(value FORCE),--force-recompute)
 
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
@@ -34,7 +40,7 @@ SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file'
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-19s %s\n", $$1, $$2}'
-	@echo "make report takes ZOO= BASE= PROBE= RUN= DEVICE= CLUSTER= FORCE=1, and ARGS= for any other option (docs/parameters.md)"
+	@echo "make report takes ZOO= BASE= PROBE= LAYER= CENTERED=1 QUERY= RUN= DEVICE= CLUSTER= FORCE=1, and ARGS= for any other option (docs/parameters.md)"
 
 setup: $(READY)  ## a virtual environment in .venv with everything in it, and the demo base in models/
 

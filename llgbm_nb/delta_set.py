@@ -47,6 +47,12 @@ class DeltaSet:
             raise InputError(f"layer {layer} was not computed; computed were {known}")
         return layer
 
+    def where(self, layer: int = -1, centered: bool = False) -> str:
+        """For titles: "at the last layer", "at layer 22, centered"."""
+        number = self.layer_number(layer)
+        place = "the last layer" if number == self.layer_numbers[-1] else f"layer {number}"
+        return f"at {place}{', centered' if centered else ''}"
+
     def _column(self, layer: int) -> int:
         return self.layer_numbers.index(self.layer_number(layer))
 

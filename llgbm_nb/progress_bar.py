@@ -5,11 +5,19 @@ these weights, by a moving average of the pace. Why a thing takes as long as it 
 """
 
 import contextlib
+import os
+import re
 import sys
+import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tqdm import tqdm
+
+FILE = "LLGBM_NB_PROGRESS"  # in the environment: where a headless notebook's bar is also written to
 
 
 @contextlib.contextmanager
@@ -68,6 +76,39 @@ def quiet_transformers():
             transformers_logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def live_line(name: str, every: float = 0.5) -> Iterator[None]:
+    """A line of the terminal about a notebook that runs headless: its newest bar, and its seconds when it is done.
+
+    Its kernel, started meanwhile, writes the bar's line to the file that the environment names (`_Line`). Where there
+    is no terminal, there is the last line only.
+    """
+    start, done = time.monotonic(), threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        file, is_terminal = Path(folder) / "line", sys.stdout.isatty()
+
+        def follow() -> None:
+            while not done.wait(every):
+                with contextlib.suppress(OSError):
+                    text = re.sub(r"\s+[━ ]*\s*[\d:]+ so far,?\s*", " · ", file.read_text(encoding="utf-8")).strip(" ·")
+                    print(f"\r\033[K{name[:2]} · {text}", end="", flush=True)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        os.environ[FILE] = str(file)
+        if is_terminal:
+            print(f"{name} …", end="", flush=True)
+            thread.start()
+        try:
+            yield
+        finally:
+            os.environ.pop(FILE)
+            done.set()
+            if is_terminal:
+                thread.join()
+                print("\r\033[K", end="")
+    print(f"{name} · {time.monotonic() - start:.0f} s", flush=True)
+
+
 class _Line:
     """A file for tqdm to write its line to: an output of the notebook that is updated in place."""
 
@@ -79,6 +120,9 @@ class _Line:
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
             self._handle.update(self._text(line))
+            if FILE in os.environ:
+                with contextlib.suppress(OSError):
+                    Path(os.environ[FILE]).write_text(line, encoding="utf-8")
 
     def flush(self) -> None:
         pass

@@ -113,11 +113,10 @@ def test_difference_propagation_on_real_teachers_whatever_the_size_of_their_delt
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_over_five_hundred_adapters_of_all_kinds():
-    """In a process of its own, as the benchmark that the README's figure is from."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "memory.py"], capture_output=True, text=True, timeout=1200, check=True
-    )
+def test_memory_does_not_grow_over_many_adapters_of_all_kinds():
+    """In a process of its own, as `make bench-memory` does it with five hundred."""
+    command = [sys.executable, ROOT / "benchmarks" / "memory.py", "160"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     assert float(re.search(r"([+-][\d.]+)%", done.stdout).group(1)) <= 2.0, done.stdout
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import ipywidgets as widgets
 import numpy as np
 import pytest
+from plotly.callbacks import InputDeviceState, Points
 from test_geometry import delta_set
 
 from llgbm_nb import InputError, analysis
@@ -74,6 +75,30 @@ def test_every_setting_shows_the_numbers_of_analysis(found, explorer, layer, pro
     curve = [expected(found, number, probes, centered) for number in range(1, 5)]
     np.testing.assert_allclose(explorer.figure.data[5].y[1:], curve)
     assert explorer.figure.data[5].y[0] is None and list(explorer.figure.data[6].x) == [layer]
+
+
+def test_a_click_on_the_curve_sets_the_layer_and_one_on_the_heatmap_selects_a_pair(found, explorer):
+    curve, heatmap = (explorer.traces[name] for name in ("curve", "heatmap"))
+    curve._dispatch_on_click(Points(point_inds=[2], xs=[2], ys=[0.5]), InputDeviceState())
+    assert explorer.layer.value == 2 and shown(explorer) == pytest.approx(
+        expected(found, 2, [0, 1, 2], False), abs=5e-4
+    )
+    names = list(heatmap.y)
+    heatmap._dispatch_on_click(Points(point_inds=[(1, 5)], xs=[names[5]], ys=[names[1]]), InputDeviceState())
+    order = [i for d in ("code", "law", "math") for i in range(12) if DOMAINS[i] == d]
+    one, other = order[1], order[5]
+    assert (explorer.selected, explorer.other) == (one, other)
+    assert list(explorer.traces["ring"].x) == list(explorer.view.points[[one, other], 0])
+    cosine = analysis.similarity(found.deltas(2))[one, other]
+    assert f"cosine with <b>{found.names[other]}</b>: {cosine:.3f}<br>" in explorer.nearest.value
+    heatmap._dispatch_on_click(Points(point_inds=[(1, 1)], xs=[names[1]], ys=[names[1]]), InputDeviceState())
+    assert (explorer.selected, explorer.other) == (one, None) and "cosine with" not in explorer.nearest.value
+
+
+def test_it_begins_where_it_is_told(found):
+    explorer = explore(found, 2, centered=True)
+    assert explorer.layer.value == 2 and explorer.centered.value and "centered" in explorer.headline.value
+    assert shown(explorer) == pytest.approx(expected(found, 2, [0, 1, 2], True), abs=5e-4)
 
 
 def test_of_many_probes_a_range_is_chosen(found):

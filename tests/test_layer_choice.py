@@ -163,9 +163,10 @@ def test_a_choice_that_cannot_be_checked_is_a_sentence():
 
 def test_the_text_advises_the_usual_setting_where_a_pick_is_not_better():
     good = layer_choice.choice_text(layer_choice.choose({"usual": found(), "good": found((0, 0, 3, 0), seed=1)}))
-    assert "compare fairly.\nPicked most often" in good and "good probes, layer 2" in good
-    same = layer_choice.choice_text(layer_choice.Choice(("x", 3, True), 0.4, 0.5, 0.201, 0.199, 15))
-    assert "compare fairly, and a pick gains nothing: keep the usual one." in same and "layer 3, centered." in same
+    assert "% interval).\nPicked most often" in good and "good probes, layer 2" in good
+    same = layer_choice.choice_text(layer_choice.Choice(("x", 3, True), 0.4, 0.5, 0.3, 0.2, 15, (-0.01, 0.21)))
+    assert "differ by -0.01 to 0.21 (99 % interval): that is no gain to rely on, keep the usual one." in same
+    assert "layer 3, centered." in same
 
 
 def test_fewer_probes():

@@ -43,6 +43,17 @@ def test_nearest_by_hand_at_a_layer(run):
         assert list(found["neighbour"]) == [names[j] for j in expected] and found.index.name == f"nearest to {name}"
 
 
+def test_neighbours_and_duplicates_of_centered_deltas_at_a_layer(run):
+    found, deltas = run.delta_set, run.delta_set.deltas(1).astype(np.float64)
+    rest = deltas - deltas.mean(axis=0)
+    pairs = {(i, j): cos(rest[i], rest[j]) for i in range(6) for j in range(i + 1, 6)}
+    table = uses.near_duplicates(found, threshold=-1.0, layer=1, centered=True)
+    ours = {(found.names.index(r.adapter), found.names.index(r.other)): r.cosine for r in table.itertuples()}
+    assert ours == pytest.approx(pairs, abs=1e-5)
+    row = uses.nearest_to(found, found.names[2], k=1, layer=1, centered=True).iloc[0]
+    assert row["cosine"] == pytest.approx(max(c for pair, c in pairs.items() if 2 in pair), abs=1e-5)
+
+
 def test_of_very_many_near_duplicates_some_are_listed(run, monkeypatch):
     every = uses.near_duplicates(run.delta_set, threshold=-1.0)
     assert len(every) == 15 and not every.attrs["more"]

@@ -1,42 +1,23 @@
-"""The notebooks as people call them: papermill from the shell, wrong parameters, small and broken collections."""
+"""The notebooks as people call them: papermill from the shell, what they leave behind, wrong parameters."""
 
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import save_adapter
-from papermill import inspect_notebook
+from headless import BIN, ENVIRONMENT, papermill, printed
 
-from llgbm_nb import DeltaCache, compute_deltas, create_probes
+from llgbm_nb import analysis, compute_deltas, create_probes, uses
 from llgbm_nb.files import ROOT
 from llgbm_nb.report import run as report
 
 pytestmark = pytest.mark.slow
-BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-
-
-def papermill(notebook, *arguments, cwd=ROOT, strictly=(), **parameters):
-    """Run a notebook with those of the parameters that it has (`strictly`: with all of them)."""
-    known = {*inspect_notebook(ROOT / "notebooks" / Path(notebook).name), *strictly}
-    options = [part for name, value in parameters.items() if name in known for part in ("-p", name, str(value))]
-    command = [BIN / "papermill", "--no-progress-bar", notebook, *arguments, *options]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-
-
-def printed(notebook) -> str:
-    """All text that an executed notebook shows."""
-    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain") or "\n".join(o.traceback) for o in outputs)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +26,7 @@ def executed(zoo, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("executed")
     for name in report.NOTEBOOKS:
         settings = dict(checkpoint_dir=zoo, output_dir=folder / "out", cache_dir=folder / "deltas")
-        settings["query_dir"] = folder / "queries"
+        settings |= dict(query_dir=folder / "queries", query=ROOT / "data/queries")
         done = papermill(f"notebooks/{name}.ipynb", folder / f"{name}.ipynb", **settings)
         assert done.returncode == 0, done.stderr
     return folder
@@ -94,6 +75,27 @@ def test_the_outputs_are_clean(executed):
         assert "Warning" not in printed(notebook) and str(ROOT) not in printed(notebook)
 
 
+def test_layer_and_centering_are_followed_everywhere(zoo, executed, tmp_path):
+    setting = dict(layer=1, centered=True, checkpoint_dir=zoo, cache_dir=executed / "deltas", query="")
+    setting |= dict(query_dir=tmp_path / "queries", output_dir=tmp_path / "out", evidence_sample=0, soundness_sample=0)
+    text = {}
+    for name in report.NOTEBOOKS[2:]:
+        done = papermill(f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", **setting)
+        assert done.returncode == 0, done.stderr
+        text[name] = printed(nbformat.read(tmp_path / f"{name}.ipynb", 4))
+    found = compute_deltas(zoo, create_probes(), cache_dir=executed / "deltas").delta_set
+    deltas = analysis.centered(found.deltas(1))
+    kept = pd.read_csv(tmp_path / "out" / "deltas.csv").filter(regex=r"^d\d+$").to_numpy()
+    np.testing.assert_allclose(kept, deltas, atol=1e-6)
+    score = analysis.silhouette(deltas, found.domains).score
+    setting = json.loads((tmp_path / "out" / "summary.json").read_text())["silhouette"]
+    assert setting["layer"] == 1 and setting["centered"] and setting["score"] == pytest.approx(score)
+    assert analysis.about_neighbours(deltas, found.names) in " ".join(text["04_analysis"].split())
+    assert uses.nearest_to(found, layer=1, centered=True).round(3).iloc[0]["neighbour"] in text["06_uses"]
+    wrong = papermill("notebooks/04_analysis.ipynb", tmp_path / "out.ipynb", checkpoint_dir=zoo, layer=9)
+    assert wrong.returncode and "layer 9 was not computed; computed were 0, 1, 2, 3" in wrong.stderr
+
+
 @pytest.mark.parametrize("cwd", [ROOT, ROOT / "notebooks"], ids=["root", "notebooks"])
 @pytest.mark.parametrize("to_stdout", [False, True], ids=["file", "stdout"])
 def test_probe_type_code_from_the_shell(zoo, tmp_path, cwd, to_stdout):
@@ -127,60 +129,6 @@ def test_a_wrong_parameter_is_one_line_in_the_notebook(zoo, tmp_path, parameters
     assert done.returncode != 0 and sentence in done.stderr
     errors = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells for o in c.get("outputs", []) if "ename" in o]
     assert len(errors) == 1 and len(errors[0]["traceback"]) == 1 and sentence in errors[0]["traceback"][0]
-
-
-def spoiled_zoos(base, root):
-    """Collections that leave little or nothing to analyse."""
-    save_adapter(root / "one" / "x" / "a", base)
-    for name in ("a", "b", "c"):
-        save_adapter(root / "one-domain" / "x" / name, base, seed=ord(name))
-        save_adapter(root / "no-labels" / name, base, seed=ord(name))
-    shutil.copytree(root / "one", root / "all-broken")
-    (root / "all-broken/x/a/adapter_model.safetensors").write_bytes(b"")
-    shutil.copytree(root / "one-domain", root / "some-broken")
-    (root / "some-broken/x/b/adapter_model.safetensors").write_bytes(b"")
-    (root / "some-broken/x/c/adapter_config.json").write_text("{")
-
-
-@pytest.mark.parametrize("kind", ["one", "one-domain", "no-labels", "all-broken", "some-broken"])
-def test_small_and_broken_collections_go_through_with_sentences(base, tmp_path, kind):
-    spoiled_zoos(base, tmp_path)
-    for name in ("03_teacher_deltas", "04_analysis", "05_evidence", "06_uses"):
-        settings = dict(checkpoint_dir=tmp_path / kind, cache_dir=tmp_path / "deltas", output_dir=tmp_path / "out")
-        settings["query_dir"] = tmp_path / "queries"
-        done = papermill(f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", base_model=base, **settings)
-        assert done.returncode == 0, done.stderr
-    text = printed(nbformat.read(tmp_path / "04_analysis.ipynb", 4))
-    assert {
-        "one": "No adapter failed",
-        "one-domain": "there is one domain here",
-        "no-labels": "3 without a label",
-        "all-broken": "✗ a: adapter_model.safetensors is damaged or cut off",
-        "some-broken": "✗ c: PEFT cannot read its adapter_config.json",
-    }[kind] in text
-    assert len(json.loads((tmp_path / "out/summary.json").read_text())["failed"]) == {
-        "all-broken": 1,
-        "some-broken": 2,
-    }.get(kind, 0)
-
-
-def test_four_papermill_runs_on_one_cache(zoo, base, tmp_path):
-    """Two of the same probes and two of others, at the same time: all entries are there, and as of a run alone."""
-    kinds, deltas = ("generic", "generic", "code", "math"), tmp_path / "deltas"
-
-    def run(number: int):
-        settings = dict(probe_type=kinds[number], checkpoint_dir=zoo, cache_dir=deltas)
-        return papermill("notebooks/03_teacher_deltas.ipynb", tmp_path / f"{number}.ipynb", **settings)
-
-    with ThreadPoolExecutor(4) as pool:
-        assert [done.returncode for done in pool.map(run, range(4))] == [0] * 4
-    for kind in set(kinds):
-        settings = dict(base_model=str(base), probe_type=kind)
-        alone = compute_deltas(zoo, create_probes(kind), cache_dir=tmp_path / "alone", **settings)
-        shared = DeltaCache(deltas / alone.cache.cache_dir.name)
-        assert not shared.verify() and len(shared.entries()) == 5
-        for path, delta in alone.cache.get_all_deltas().items():
-            np.testing.assert_array_equal(shared.get_delta(path), delta)
 
 
 def test_teachers_of_your_own(base, tmp_path):

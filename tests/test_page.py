@@ -14,14 +14,16 @@ import pytest
 from conftest import PROBES, save_adapter
 from PIL import Image
 
-from llgbm_nb import analysis, compute_deltas, evidence, figures
+from llgbm_nb import analysis, compute_deltas, evidence, figures, uses
 from llgbm_nb.analysis import tables
+from llgbm_nb.collection import label_table
 from llgbm_nb.evidence import alternatives, layer_choice, rounding, tokens
 from llgbm_nb.evidence.layer_choice import Choice
 from llgbm_nb.forward.base import load_base
 from llgbm_nb.report import page
-from llgbm_nb.report.findings import Findings, write_summary
+from llgbm_nb.report.findings import write_summary
 from llgbm_nb.report.run import NOTEBOOKS, strip_widgets, to_html
+from llgbm_nb.report.verdict import Findings, verdict
 
 SOUNDNESS = pd.DataFrame([("correct", "pass", "it is")], columns=["point", "result", "evidence"])
 
@@ -35,11 +37,13 @@ def run(zoo, base, tmp_path_factory):
 
 
 def findings_of(run, **more) -> Findings:
-    found = run.delta_set
+    found, groups = run.delta_set, analysis.find_groups(run.delta_set.deltas())
     return Findings(
         analysis.silhouette(found.deltas(), found.domains), analysis.silhouette_by_layer(found),
         SOUNDNESS.set_index("point"), rounding.trust(run), evidence.reliability(found.differences_at(-1)),
-        evidence.permutation_test(found.deltas(), found.domains), **more,
+        evidence.permutation_test(found.deltas(), found.domains), groups,
+        evidence.by_label(found.deltas(), found.domains, label_table(found.adapters), groups),
+        uses.near_duplicates(found), **more,
     )  # fmt: skip
 
 
@@ -59,12 +63,16 @@ def test_what_stands_on_the_page(run, tmp_path):
     (tmp_path / "01_probes.html").write_text("")
     text = write(run, tmp_path)
     score = analysis.silhouette(run.delta_set.deltas(), run.delta_set.domains).score
-    assert f"<h1>5 adapters of {run.settings.base_model}</h1>" in text and f"silhouette by domain {score:.2f}" in text
+    assert f"<h1>5 adapters of {run.settings.base_model}</h1>" in text
+    lines = verdict(run.delta_set.names, findings_of(run))
+    assert f"silhouette {score:.2f}".replace("-", "−") in lines[0].text and len(lines) > 1
+    for line in lines:
+        assert f'<a href="#{line.evidence}">{html.escape(line.text)}</a>' in text and f" id={line.evidence}>" in text
     assert "5 with a delta, 1 that could not be used" in text and "float32" in text and "torch 2.13.0" in text
     assert "&lt;b&gt;broken" in text and "<b>broken" not in text and "is damaged or cut off" in text
     assert "<td>correct</td>" in text and "<td>pass</td>" in text and "<td>it is</td>" in text
     assert all(name in text for name in run.delta_set.names)
-    assert re.findall(r'href="([^d"][^"]*)"', text) == [f"{name}.html" for name in NOTEBOOKS]
+    assert re.findall(r'href="([^d"#][^"]*)"', text) == [f"{name}.html" for name in NOTEBOOKS]
     assert 'href="deltas.csv"' in text and "summary.json</a>" not in text  # what there is, and what there is not
     assert text.count('src="data:image/webp') == 1
     assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
@@ -94,7 +102,7 @@ def test_what_the_evidence_section_says(run, base, tmp_path):
 
 def test_the_evidence_in_numbers(run, base, tmp_path):
     loaded = load_base(str(base))
-    findings = findings_of(run, choice=Choice(("math", 2, True), 0.5, 0.9, 0.6, 0.7, 5))
+    findings = findings_of(run, choice=Choice(("math", 2, True), 0.5, 0.9, 0.6, 0.7, 5, (-0.3, 0.1)))
     findings = replace(findings, methods=alternatives.compare_methods(run, loaded))
     write_summary(run, findings, tmp_path)
     content = json.loads((tmp_path / "summary.json").read_text())
@@ -102,16 +110,19 @@ def test_the_evidence_in_numbers(run, base, tmp_path):
     assert content["trust"]["flagged"] == [] and content["trust"]["reliability"] == findings.reliability.full
     assert content["chance"]["p"] == findings.chance.p and content["chance"]["interval"] == [*findings.chance.interval]
     assert content["choice"] == dict(
-        probes="math", layer=2, centered=True, share=0.5, picked=0.9, held_out=0.6, usual=0.7
+        probes="math", layer=2, centered=True, share=0.5, picked=0.9, held_out=0.6, usual=0.7, gain=[-0.3, 0.1]
     )
     assert content["soundness"] == {"correct": {"result": "pass", "evidence": "it is"}}
+    assert content["verdict"] == [line.text for line in verdict(run.delta_set.names, findings)]
+    assert content["labels"]["domain"]["silhouette"] == pytest.approx(findings.score.score)
+    assert content["silhouette"]["layer"] == 3 and content["silhouette"]["score"] == findings.score.score
     weight_change = content["methods"]["weight change"]
     assert weight_change["silhouette"] == findings.methods.loc["weight change", "silhouette"]
     assert weight_change["seconds"] > 0 and content["methods"]["delta, layer 3"]["seconds"] is None
 
 
 def test_a_page_alone_links_to_nothing(run, tmp_path):
-    assert re.findall(r'href="([^d][^"]*)"', write(run, tmp_path)) == []
+    assert re.findall(r'href="([^d#][^"]*)"', write(run, tmp_path)) == []
 
 
 def test_the_map_has_a_frame_for_every_layer(run, tmp_path):

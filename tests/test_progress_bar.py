@@ -1,4 +1,9 @@
+import os
+import re
+import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -37,3 +42,15 @@ def test_in_a_notebook_a_bar_is_one_output_that_ends_as_a_line():
     NotebookClient(notebook, kernel_name="python3").execute()
     (output,) = notebook.cells[0].outputs
     assert output["data"] == {"text/plain": "2/2 queries"}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_headless_notebooks_bar_is_a_line_of_the_terminal(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    bar = "9/15 adapters ━━━━━━━        0:40 so far, 1:20 to go"
+    with progress_bar.live_line("03_teacher_deltas", every=0.01):
+        Path(os.environ[progress_bar.FILE]).write_text(bar, encoding="utf-8")
+        time.sleep(0.2)
+    out = capsys.readouterr().out
+    assert ("03 · 9/15 adapters · 1:20 to go" in out) == terminal and progress_bar.FILE not in os.environ
+    assert re.fullmatch(r"03_teacher_deltas · \d+ s\n", out.split("\033[K")[-1])

@@ -117,6 +117,19 @@ def ran(reports, monkeypatch) -> list:
     return found
 
 
+def test_a_base_whose_name_is_no_text_has_a_report_too_and_warnings_are_lines(two_bases, reports, ran, capsys):
+    zoo = two_bases[0]
+    save_adapter(zoo / "x/half", two_bases[1], base_name="b/\ud800a")
+    (zoo / "away").symlink_to(zoo.parent)
+    capsys.readouterr()
+    assert run.main(["--checkpoint-dir", str(zoo), "--run", "mine"]) == 1
+    out = capsys.readouterr()
+    assert "3 bases, a report for each:" in out.out and out.err.startswith("note: links that lead out of ")
+    assert "run.py" not in out.err and "Warning" not in out.err
+    [(_, parameters, [half])] = [each for each in ran if each[1]["base_model"].startswith("b/")]
+    assert (parameters["base_model"], half.named_base) == ("b/\\ud800a",) * 2
+
+
 def test_each_base_has_a_report_of_its_own_adapters_and_one_that_fails_stops_no_other(two_bases, reports, ran, capsys):
     zoo, base, other = two_bases
     assert run.main(["--checkpoint-dir", str(zoo), "--run", "mine", "--max-length", "99", "--adapter", "c"]) == 1

@@ -1,9 +1,11 @@
 """The task query: small adapters from examples, their deltas, and whether they find their domain."""
 
 import json
+import math
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import PROBES, save_adapter, save_base
 from pool import cos, delta_of, folder_of
@@ -87,6 +89,27 @@ def test_a_query_that_is_one_of_the_adapters_finds_it(run, tmp_path, centered):
     mean = centered * run.delta_set.deltas().mean(axis=0)
     by_hand = [cos(delta_of(run, "c") - mean, delta_of(run, name) - mean) for name in run.delta_set.names]
     assert found.to_numpy() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_query_at_another_layer(run, tmp_path):
+    shutil.copytree(folder_of(run, "c"), tmp_path / "query")
+    found = uses.query_cosines(run, {"query": tmp_path / "query"}, layer=1).loc["query"]
+    own = run.delta_set.deltas(1)[run.delta_set.names.index("c")]
+    assert found.to_numpy() == pytest.approx([cos(own, each) for each in run.delta_set.deltas(1)], abs=1e-5)
+
+
+@pytest.mark.parametrize(("right", "chance", "of_use"), [(3, 1 / 3, True), (2, 1 / 3, False), (0, 0.1, False)])
+def test_queries_that_are_right_by_chance_are_no_answer(right, chance, of_use):
+    rows = {"right": [True] * right + [False] * (6 - right), "chance": [chance] * 6}
+    accuracy = pd.DataFrame(rows).astype({"right": object})
+    assert uses.is_of_use(accuracy) == of_use and ("no answer here is one" in uses.accuracy_text(accuracy)) != of_use
+    p = sum(math.comb(6, k) * chance**k * (1 - chance) ** (6 - k) for k in range(right, 7))
+    assert f"(p {p:.2f})" in uses.accuracy_text(accuracy)
+
+
+def test_the_shipped_queries_are_for_the_shipped_teachers_alone(tmp_path):
+    assert len(uses.find_queries("auto", ROOT / "data/teacher_checkpoints")) == 6
+    assert uses.find_queries("auto", tmp_path) == uses.find_queries("") == {}
 
 
 def test_a_querys_delta_is_the_runs_own_way_and_not_in_its_cache(run, base, tmp_path):

@@ -56,6 +56,15 @@ def test_both_at_once_are_the_base_with_both_changes_merged_by_hand(run, loaded,
     assert row["reason"] == "" and row["kind"] == ("within" if pair == ("a", "b") or pair == ("d", "c") else "across")
 
 
+def test_the_sum_at_another_layer(run, loaded):
+    row = uses.additivity(run, loaded, [("a", "b")], layer=1).iloc[0]
+    merge = uses.merge_or_reason(run, loaded, ["a", "b"], layer=1)
+    total = sum(run.delta_set.deltas(1)[run.delta_set.names.index(name)].astype(np.float64) for name in "ab")
+    np.testing.assert_allclose(merge["predicted"], total, atol=1e-5)
+    assert row["error"] == pytest.approx(merge["error"], abs=1e-3)  # a "cat" merge is both at once
+    assert row["error"] != pytest.approx(uses.additivity(run, loaded, [("a", "b")]).iloc[0]["error"], abs=1e-3)
+
+
 def test_small_changes_add_up(run, loaded, base, pool, tmp_path):
     for name in LORAS:
         with_b_scaled(pool / name, tmp_path / "zoo" / name, 1e-3)

@@ -59,6 +59,12 @@ def centered(deltas: np.ndarray) -> np.ndarray:
     return rest
 
 
+def compared(delta_set, layer: int = -1, is_centered: bool = False) -> np.ndarray:
+    """What adapters are compared by: the deltas of a `DeltaSet` at `layer`, `centered` or not."""
+    deltas = delta_set.deltas(layer)
+    return centered(deltas) if is_centered else deltas
+
+
 def nearest(rows: np.ndarray, k: int, of: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Indices (int64) and cosines (float64) of each row's `k` nearest others, two arrays (adapters, k).
 
@@ -116,11 +122,16 @@ def domain_means(deltas: np.ndarray, domains) -> tuple[pd.DataFrame, float, floa
 
 
 def cluster_tree(cosines: np.ndarray) -> np.ndarray | None:
-    """The average linkage over 1 - cosine (scipy's, its leaves in optimal order); None for fewer than two rows."""
-    from scipy.cluster.hierarchy import linkage, optimal_leaf_ordering
+    """`average_linkage`, its leaves in optimal order; None for fewer than two rows."""
+    from scipy.cluster.hierarchy import optimal_leaf_ordering
+
+    return optimal_leaf_ordering(*average_linkage(cosines)) if len(cosines) > 1 else None
+
+
+def average_linkage(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tree of average linkage over 1 - cosine (scipy's), of two rows or more, and these distances, condensed."""
+    from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
-    if len(cosines) < 2:
-        return None
     distances = squareform(np.clip(1.0 - (cosines + cosines.T) / 2, 0.0, 2.0), checks=False)
-    return optimal_leaf_ordering(linkage(distances, "average"), distances)
+    return linkage(distances, "average"), distances

@@ -7,9 +7,11 @@ import pandas as pd
 
 from ..collection.adapters import UNKNOWN
 from .geometry import Pairs, directions, nearest
+from .groups import Groups
 from .silhouettes import ALL_ZERO, Silhouette
 
 NAMED = 3  # adapters that a sentence calls by name
+GROUPED = 12  # of a group
 
 
 def about_probe_ends(last_tokens: list[str]) -> str:
@@ -108,6 +110,21 @@ def about_neighbours(deltas: np.ndarray, names) -> str:
     text = f"Most alike are {names[one]} and {names[others[one]]} (cosine {cosines[one]:.2f})."
     nearest_one = f"the one nearest to it, {names[others[alone]]}, has a cosine of {cosines[alone]:.2f}"
     return text + (f" Most alone is {names[alone]}: {nearest_one}." if len(deltas) > 2 else "")
+
+
+def about_groups(groups: Groups, names) -> str:
+    """How many groups there are, how sure that is, who is in each and who in none."""
+    if groups.note:
+        return groups.note
+    sure = f"silhouette {groups.score:.2f}, p {groups.p:.2f}"
+    if groups.is_one_cloud:
+        return f"There are no groups: one cloud parts as well ({sure})."
+    lines = [f"{groups.count} group{'s' * (groups.count != 1)} ({sure}):"]
+    for number in [*range(groups.count), -1]:
+        mine = [names[i] for i in np.flatnonzero(groups.numbers == number)]
+        what = f"{number + 1}" if number >= 0 else "in none"
+        lines += [f"  {what}: {_listed(mine[:GROUPED], len(mine))}"] if mine else []
+    return "\n".join(lines)
 
 
 def about_norms(norms: np.ndarray, names) -> str:

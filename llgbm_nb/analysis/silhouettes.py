@@ -66,7 +66,6 @@ def silhouette_samples(rows: np.ndarray, own: np.ndarray, domains: int, copies: 
 
 def silhouette_by_layer(delta_set, centered: bool = False) -> pd.Series:
     """The silhouette of a `DeltaSet`, its deltas `centered` or not, at each of its `layer_numbers`; NaN for none."""
-    every = map(delta_set.deltas, delta_set.layer_numbers)
-    compared = map(geometry.centered, every) if centered else every
-    scores = [silhouette(deltas, delta_set.domains).score for deltas in compared]
+    every = (geometry.compared(delta_set, layer, centered) for layer in delta_set.layer_numbers)
+    scores = [silhouette(deltas, delta_set.domains).score for deltas in every]
     return pd.Series(scores, pd.Index(delta_set.layer_numbers, name="layer"), name="silhouette")

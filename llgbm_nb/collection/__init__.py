@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "adapters": ["Adapter", "UNKNOWN", "is_lora"],
     "bases": ["base_of", "by_base", "same_base"],
     "find": ["find_adapter_paths", "find_adapters"],
+    "labels": ["label_table", "stem"],
     "hub_lists": ["fetch", "listed_adapters", "read_list", "write_list"],
 })  # fmt: skip

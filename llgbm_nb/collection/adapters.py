@@ -66,7 +66,7 @@ class Adapter:
     def named_base(self) -> str:
         """The base that the adapter says it was trained on; "" if it says none, as a full checkpoint never does."""
         name = self.config.get("base_model_name_or_path")
-        return name if isinstance(name, str) else ""
+        return name.encode(errors="backslashreplace").decode() if isinstance(name, str) else ""  # no half of a pair
 
     @property
     def kind(self) -> str:
@@ -76,7 +76,7 @@ class Adapter:
         if (kind := str(self.config.get("peft_type", "?"))) != "LORA":
             return printable(kind)
         variant = "DoRA" if self.config.get("use_dora") else "rsLoRA" if self.config.get("use_rslora") else "LoRA"
-        targets = _targets_in_short(self.config.get("target_modules"))
+        targets = targets_in_short(self.config.get("target_modules"))
         return printable(f"{variant} r{self.config.get('r', '?')} {targets}")
 
     @property
@@ -241,7 +241,8 @@ def _check_beginning(file: Path) -> None:
         raise InputError(f"{file.name} is damaged: it has {size:,} bytes and is no archive of tensors")
 
 
-def _targets_in_short(targets) -> str:
+def targets_in_short(targets) -> str:
+    """A config's `target_modules` for tables: "q,v", "all linear"; "" for none."""
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         return "all linear" if targets == "all-linear" else str(targets or "")
     usual = ("q", "k", "v", "o", "gate", "up", "down")

@@ -4,7 +4,6 @@ An adapter's domain is a label that somebody gave: what `labels.csv` says, or th
 What is in the adapters is not looked at.
 """
 
-import csv
 import os
 import warnings
 from collections import Counter
@@ -16,6 +15,7 @@ from ..errors import InputError
 from ..files import shown
 from .adapters import CONFIG, UNKNOWN, WEIGHTS, Adapter, is_checkpoint
 from .hub_lists import listed_adapters
+from .labels import read_labels, read_table
 
 BASES = "bases.csv"  # in the collection's folder: which base is meant by a name that adapters give
 
@@ -83,7 +83,7 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
         wrong = f"there are no adapters in {shown(root)}: no folder there holds an {CONFIG} or a model"
         raise InputError(f"{wrong}. Put adapters in {shown(root)}/<domain>/<name>/ or set checkpoint_dir.")
     parts = [Path(path).relative_to(root).parts for path in paths]
-    labels = _read_labels(root)
+    labels = read_labels(root)
     if labels is None:
         domains = [part[0] if len(part) > 1 else UNKNOWN for part in parts]
     else:
@@ -97,37 +97,8 @@ def find_adapters(checkpoint_dir: str | Path) -> list[Adapter]:
     if len(set(names)) < len(names):
         names = ["/".join(part) for part in parts]
     adapters = [Adapter(*each, problems[each[0]]) for each in zip(paths, names, domains, strict=True)]
-    bases = dict(_read_table(root / BASES, "name", "base") or ())
+    bases = dict(read_table(root / BASES, "name", "base") or ())
     return [replace(each, base=bases.get(each.named_base, "")) if bases else each for each in adapters]
-
-
-def _read_labels(root: Path) -> dict[str, str] | None:
-    """{absolute path: domain} of `labels.csv`; None if there is none."""
-    file = root / "labels.csv"
-    if (rows := _read_table(file, "path", "domain")) is None:
-        return None
-    labels = {}
-    for path, domain in rows:
-        if labels.setdefault(os.path.abspath(root / path), domain or UNKNOWN) != (domain or UNKNOWN):
-            raise InputError(f"{shown(file)} gives {path} two domains; keep one of the rows")
-    return labels
-
-
-def _read_table(file: Path, *columns: str) -> list[tuple[str, ...]] | None:
-    """The rows of a CSV file with these columns; None if there is no such file. Raises InputError if it is none."""
-    if not file.exists():
-        return None
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            rows = [tuple(row[column].strip() for column in columns) for row in reader]
-            if not set(columns) <= set(reader.fieldnames or ()):
-                raise KeyError(", ".join(columns))
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{shown(file)} must be a CSV file with the columns {','.join(columns)} ({error!r})"
-        ) from error
-    return rows
 
 
 def _as_utf8(path: str | Path) -> str:

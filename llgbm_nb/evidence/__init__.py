@@ -8,6 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "rounding": ["precision_check", "trust", "trust_text"],
     "chance": ["Chance", "Reliability", "chance_text", "permutation_test", "reliability", "reliability_text"],
+    "labels": ["by_label"],
     "layer_choice": ["Choice", "by_probe_count", "choice_text", "choose", "joined", "probe_set_deltas", "sampled",
                      "silhouette_grid"],
     "tokens": ["beside_the_mean", "domain_tokens", "top_tokens"],

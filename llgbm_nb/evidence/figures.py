@@ -21,7 +21,8 @@ def chance_figure(found: Chance):
     wide, least = np.ptp(found.shuffled), np.ptp([*found.shuffled, found.score, *found.interval]) / 150  # to be seen
     ends = None if wide >= least else (found.shuffled.mean() - least / 2, found.shuffled.mean() + least / 2)
     bars = max(1, min(40, int(wide / least)))
-    axis.hist(found.shuffled, bins=bars, range=ends, color=GREY, label=f"{len(found.shuffled)} shuffled labellings")
+    look = dict(color=GREY, edgecolor=GREY, linewidth=1.5)  # without an edge, a bar of height 1 is not seen
+    axis.hist(found.shuffled, bins=bars, range=ends, label=f"{len(found.shuffled)} shuffled labellings", **look)
     axis.axvline(found.score, color=_RED, linewidth=2, label="the true labels")
     axis.axvspan(*found.interval, color=_RED, alpha=0.15, linewidth=0, label="their 95 % interval\nover adapters")
     title = f"Silhouette {found.score:.2f}, p = {found.p:.3f}: {found.verdict}"

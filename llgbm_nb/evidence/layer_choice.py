@@ -22,6 +22,7 @@ from ..probes import PROBE_TYPES, create_probes
 
 NOTHING = "No adapter with a domain was looked at."
 TOO_FEW = "A choice can be checked with two domains of at least two adapters each."
+DRAWS = 999  # of the adapters, for the interval of a gain
 SUBSETS = 60  # of the probes, for each number of them; where there are more, so many random ones
 
 
@@ -38,7 +39,13 @@ class Choice:
     held_out: float  # silhouette of the one left out
     usual: float  # the same in the usual setting: first probe set, deepest layer, not centered
     adapters: int
+    gain: tuple[float, float]  # 99 % interval of held_out - usual, over adapters drawn anew
     note: str = ""  # else: which domains were left out
+
+    @property
+    def gains(self) -> bool:
+        """Whether picking a setting is worth it: by a hundredth at least, wherever in the interval the gain is."""
+        return self.gain[0] >= 0.01
 
 
 def sampled(run: DeltaRun, most: int) -> DeltaRun:
@@ -127,12 +134,16 @@ def choose(sets: dict[str, DeltaSet]) -> Choice:
                 scores.append((samples.sum(axis=1) - samples.diagonal()) / counted)
     usual = (next(iter(sets)), first.layer_numbers[-1], False)
     if usual not in settings:
-        return Choice(None, *[np.nan] * 4, 0, note or "All deltas are zero: there is nothing to choose by.")
+        note = note or "All deltas are zero: there is nothing to choose by."
+        return Choice(None, *[np.nan] * 4, 0, (np.nan, np.nan), note)
     picks, alone = np.argmax(scores, axis=0), ", ".join(kinds[counts == 1])
     best, times = Counter(picks.tolist()).most_common(1)[0]
-    numbers = np.max(scores, axis=0), np.stack(held_out)[picks, np.arange(count)], held_out[settings.index(usual)]
+    ours, theirs = np.stack(held_out)[picks, np.arange(count)], held_out[settings.index(usual)]
+    drawn = np.random.default_rng(0).choice(ours - theirs, (DRAWS, count)).mean(axis=1)
+    gain = tuple(np.percentile(drawn, (0.5, 99.5)).tolist())
+    numbers = (float(each.mean()) for each in (np.max(scores, axis=0), ours, theirs))
     note = alone and f"Left out, with one adapter: {alone}."
-    return Choice(settings[best], times / count, *(float(each.mean()) for each in numbers), count, note)
+    return Choice(settings[best], times / count, *numbers, count, gain, note)
 
 
 def choice_text(found: Choice) -> str:
@@ -140,12 +151,13 @@ def choice_text(found: Choice) -> str:
     if found.setting is None:
         return found.note
     name, layer, is_centered = found.setting
-    gains = round(found.held_out, 2) > round(found.usual, 2)  # as they are shown
-    verdict = "" if gains else ", and a pick gains nothing: keep the usual one"
+    low, high = found.gain
+    verdict = "" if found.gains else ": that is no gain to rely on, keep the usual one"
     return (
         f"Picked with all but one of {found.adapters} adapters, a setting scores {found.picked:.2f} on them and "
         f"{found.held_out:.2f} on the one left out (mean over all), where the usual one (deepest layer, not centered) "
-        f"scores {found.usual:.2f}. These last two compare fairly{verdict}.\n"
+        f"scores {found.usual:.2f}. These last two compare fairly; they differ by {low:.2f} to {high:.2f} (99 % "
+        f"interval){verdict}.\n"
         f"Picked most often, in {100 * found.share:.0f} % of {found.adapters} picks that differ in one adapter: {name} "
         f"probes, layer {layer}, {'centered' if is_centered else 'not centered'}.{found.note and ' ' + found.note}"
     )

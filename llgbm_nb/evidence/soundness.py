@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.geometry import norms
-from ..analysis.silhouettes import ALL_ZERO, silhouette, silhouette_by_layer
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun
 from ..errors import first_sentence
@@ -31,7 +30,7 @@ def check_soundness(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
     picked, seconds, rows = pick_sample(run, sample), [], []
     points = {
         "base activation": (_base_activation,), "manifest and files": (_manifest,), "norms": (_norms,),
-        "deterministic": (_deterministic, picked, seconds), "domains": (_domains,), "correct": (_correct, picked),
+        "deterministic": (_deterministic, picked, seconds), "correct": (_correct, picked),
     }  # fmt: skip
     for name, (check, *more) in points.items():
         try:
@@ -58,7 +57,8 @@ def _manifest(run: DeltaRun) -> Checked:
     files = {file.name for file in run.cache.cache_dir.glob("*.npy")} - {"base_activation.npy"}
     good = len(listed) == len(files) == len(entries) and {entry["file"] for entry in entries.values()} == files
     good = good and {os.path.abspath(path) for path in run.delta_set.paths} <= listed
-    return good, f"{len(entries)} entries, {len(listed)} paths, {len(files)} delta files"
+    mine = f"the {len(run.delta_set)} adapters of this run"
+    return good, mine + (" are listed, each with its file" if good else f"; {len(entries)} entries, {len(files)} files")
 
 
 def _norms(run: DeltaRun) -> Checked:
@@ -85,17 +85,6 @@ def _anew(run: DeltaRun, sample: DeltaSet, seconds: list[float]) -> dict:
         seconds += [record["seconds"] for record in anew.records if record["status"] == "computed"]
         root = anew.cache.cache_dir
         return {file.relative_to(root): file.read_bytes() for file in sorted(root.rglob("*.npy"))}
-
-
-def _domains(run: DeltaRun) -> Checked:
-    last = silhouette(run.delta_set.deltas(), run.delta_set.domains)
-    if last.note and last.note != ALL_ZERO:
-        return None, last.note
-    layers = silhouette_by_layer(run.delta_set)
-    if layers.isna().all():
-        return False, "all deltas are zero"
-    deepest, best = layers.index[-1], layers.idxmax()
-    return True, f"silhouette by domain {last.score:.2f} at layer {deepest}; best {layers[best]:.2f} at layer {best}"
 
 
 def _correct(run: DeltaRun, sample: DeltaSet) -> Checked:

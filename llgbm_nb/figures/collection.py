@@ -121,7 +121,7 @@ def probe_similarity(cosines: np.ndarray):
     return axis.figure
 
 
-def norms(values, domains, base_norm: float):
+def norms(values, domains, base_norm: float, where: str = "at the last layer"):
     """The norms of the deltas, a point per adapter, by domain."""
     values, domains = np.asarray(values), np.asarray(domains, dtype=object)
     if not len(values):
@@ -136,7 +136,7 @@ def norms(values, domains, base_norm: float):
         axis.plot([np.median(mine)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.2)
     axis.set(yticks=range(len(styles)), yticklabels=[*map(short, styles)], ylim=(len(styles) - 0.5, -0.5))
     low, high = values.min(), values.max()
-    axis.set(xlabel="norm of the delta at the last layer (bar: median)", xlim=(0, high * 1.08))
+    axis.set(xlabel=f"norm of the delta {where} (bar: median)", xlim=(0, high * 1.08))
     share = f"{100 * low / base_norm:.0f}–{100 * high / base_norm:.0f} % of the base's {base_norm:.0f}"
     axis.set_title(f"Deltas of norm {low:.1f} to {high:.1f}: {share}")
     return axis.figure

@@ -31,33 +31,34 @@ class _Surroundings(anywidget.AnyWidget):
 
 
 class Explorer(widgets.VBox):
-    """The explorer of a set of deltas, to be a cell's last value.
+    """The explorer of a set of deltas, to be a cell's last value. It begins at `layer`, `centered` or not.
 
     `.layer`, `.probes` (a box for each; of more than BOXES, one range), `.projection`, `.centered` and `.color` are its
     controls (ipywidgets), `.select(i)` does what a click on adapter i does, and `.view` holds the numbers of the
     picture (`View`).
     """
 
-    def __init__(self, delta_set: DeltaSet):
-        self.delta_set, self.selected = delta_set, None
+    def __init__(self, delta_set: DeltaSet, layer: int = -1, centered: bool = False):
+        self.delta_set, self.selected, self.other = delta_set, None, None
         self._lowest = 0.0  # end of the silhouette's axis
         one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
         self._tsne = lru_cache(64)(self._map_of)
         self._rows = maps.heatmap_rows(delta_set.domains)  # adapters of each row of the heatmap
-        numbers, last = delta_set.layer_numbers, delta_set.layer_numbers[-1]
+        numbers, last, layer = delta_set.layer_numbers, delta_set.layer_numbers[-1], delta_set.layer_number(layer)
         self.layer = widgets.SelectionSlider(
             options=[("0 (embeddings)" if n == 0 else f"{n} (last)" if n == last else str(n), n) for n in numbers],
-            value=last, description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
+            value=layer, description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
         )  # fmt: skip
         self.probes = _probe_controls(delta_set.probes)
         self.projection = widgets.ToggleButtons(options=maps.PROJECTIONS, style={"button_width": "70px"})
         self.centered = widgets.Checkbox(
-            description="centered (minus the pool's mean delta)", indent=False, layout={"width": "310px"}
-        )
+            value=centered, description="centered (minus the pool's mean delta)", indent=False,
+            layout={"width": "310px"},
+        )  # fmt: skip
         self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
         self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px"})
-        self.view = maps.view_of(self.deltas(last), delta_set.domains, False)
+        self.view = maps.view_of(self.deltas(layer), delta_set.domains, centered)
         traces, layout = self._picture()
         curve, axis = self._silhouettes()
         self.figure = explorer_figure.new_figure(delta_set, self._rows, traces | curve, layout | axis)
@@ -91,6 +92,8 @@ class Explorer(widgets.VBox):
             control.observe(partial(self._guarded, handler), "value")
         for domain, mine in maps.by_domain(self.delta_set.domains).items():
             self.traces[f"map {domain}"].on_click(partial(self._on_click, mine))
+        self.traces["curve"].on_click(self._on_curve)
+        self.traces["heatmap"].on_click(self._on_cell)
 
     @property
     def _is_range(self) -> bool:
@@ -108,11 +111,15 @@ class Explorer(widgets.VBox):
         """Delta(M, B) of every adapter at `layer`, over the ticked probes: float32 (adapters, hidden)."""
         return mean_over_probes(self._states(layer).swapaxes(0, 1)[list(self.chosen)])
 
-    def select(self, adapter: int | None) -> None:
-        """Mark an adapter (its index) on map and heatmap, and list its nearest ones; None: no adapter."""
-        if adapter is not None and not 0 <= adapter < len(self.delta_set):
-            raise InputError(f"there is no adapter {adapter}; they are counted from 0 to {len(self.delta_set) - 1}")
-        self.selected = None if adapter is None else int(adapter)
+    def select(self, adapter: int | None, other: int | None = None) -> None:
+        """Mark an adapter (its index) on map and heatmap, and list its nearest ones; None: no adapter.
+
+        With an `other`, both are marked on the map, and their cosine is said.
+        """
+        for each in (adapter, other):
+            if each is not None and not 0 <= each < len(self.delta_set):
+                raise InputError(f"there is no adapter {each}; they are counted from 0 to {len(self.delta_set) - 1}")
+        self.selected, self.other = None if adapter is None else int(adapter), other if other != adapter else None
         self._mark()
 
     def _guarded(self, handler, change) -> None:
@@ -127,6 +134,17 @@ class Explorer(widgets.VBox):
     def _on_click(self, mine: np.ndarray, trace, points, state) -> None:
         if points.point_inds:
             self.select(mine[points.point_inds[0]])
+
+    def _on_curve(self, trace, points, state) -> None:
+        """A click on the silhouettes' curve is a choice of its layer."""
+        if points.xs:
+            self.layer.value = int(points.xs[0])
+
+    def _on_cell(self, trace, points, state) -> None:
+        """A click on a cell of the heatmap selects its row's first adapter, beside the column's."""
+        if points.ys:
+            names = list(trace.y)
+            self.select(*(int(self._rows[names.index(name)][0]) for name in (points.ys[0], points.xs[0])))
 
     def _on_change(self) -> None:
         """Another layer or projection."""
@@ -205,7 +223,8 @@ class Explorer(widgets.VBox):
         i, seen, found = self.selected, self.view, self.delta_set
         some = i is not None and seen is not None and bool(self.chosen)
         with self.figure.batch_update():
-            x, y = (seen.points[[i], 0], seen.points[[i], 1]) if some else ([], [])
+            marked = [i] if self.other is None else [i, self.other]
+            x, y = (seen.points[marked, 0], seen.points[marked, 1]) if some else ([], [])
             self._change({"ring": dict(x=x, y=y)})
             if some:
                 row = next(number for number, adapters in enumerate(self._rows) if i in adapters)
@@ -220,7 +239,11 @@ class Explorer(widgets.VBox):
             f"<td>{html.escape(found.kinds[j])}</td><td class=n>{cosine:.3f}</td></tr>"
             for rank, (j, cosine) in enumerate(zip(*nearest(seen.directions, 10, i), strict=True), start=1)
         )
-        self.nearest.value = (
+        beside = ""
+        if self.other is not None:
+            cosine = float(seen.directions[i] @ seen.directions[self.other])
+            beside = f"cosine with <b>{html.escape(found.names[self.other])}</b>: {cosine:.3f}<br>"
+        self.nearest.value = beside + (
             f"<b>{html.escape(found.names[i])}</b> ({html.escape(found.domains[i])}, "
             f"{html.escape(found.kinds[i])}, norm {seen.norms[i]:.2f}); nearest:<table>"
             f"<tr><th></th><th>adapter</th><th>domain</th><th>kind</th><th>cosine</th></tr>{rows}</table>"

@@ -8,7 +8,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "parameters": ["check", "set_up", "versions"],
     "run": ["run_report", "strip_widgets", "to_html"],
-    "findings": ["Findings", "propose_bases", "write_deltas", "write_summary"],
+    "findings": ["propose_bases", "write_deltas", "write_groups", "write_summary"],
+    "verdict": ["Findings", "verdict"],
     "page": ["write_page"],
     "export": ["export_for_training"],
 })  # fmt: skip

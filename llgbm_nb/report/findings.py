@@ -5,38 +5,26 @@ What was found is handed over by the notebooks; nothing is measured or compared 
 
 import contextlib
 import json
-from dataclasses import dataclass
+import os
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..analysis.silhouettes import Silhouette
+from ..analysis.geometry import compared
+from ..analysis.groups import Groups
 from ..analysis.tables import summary
 from ..collection.adapters import Adapter
 from ..collection.bases import likeness
 from ..collection.find import BASES
+from ..collection.labels import LABELS
 from ..deltas import DeltaRun
-from ..evidence.chance import Chance, Reliability
-from ..evidence.layer_choice import Choice
 from ..files import shown, write_whole
 from .parameters import versions
+from .verdict import Findings, verdict
 
-
-@dataclass(frozen=True)
-class Findings:
-    """What `05_evidence` finds, for the summary and the page of a run; None: not looked at."""
-
-    score: Silhouette  # at the last layer
-    by_layer: pd.Series  # `analysis.silhouette_by_layer`
-    soundness: pd.DataFrame  # `evidence.check_soundness`, and so on
-    trust: pd.DataFrame
-    reliability: Reliability
-    chance: Chance
-    choice: Choice | None = None
-    tokens: pd.DataFrame | None = None  # `evidence.domain_tokens`
-    methods: pd.DataFrame | None = None  # `evidence.compare_methods`
+FORMULA = r"^(?=[=+@-])"  # what a spreadsheet would calculate
 
 
 def propose_bases(run: DeltaRun, folder: Path | None) -> list[str]:
@@ -68,22 +56,40 @@ def propose_bases(run: DeltaRun, folder: Path | None) -> list[str]:
     ]
 
 
-def write_deltas(run: DeltaRun, folder: Path | None) -> str:
+def write_deltas(run: DeltaRun, folder: Path | None, layer: int = -1, centered: bool = False) -> str:
     """`<folder>/deltas.csv`: name, domain, kind, path, norm and the delta (d0, d1, …) of every adapter that has one.
+
+    At `layer`; the norm is that of the delta as it is, also where the deltas are `centered`.
 
     A text that a spreadsheet would take for a formula, as it begins with = + - or @, has an apostrophe before it.
     """
     if folder is None:
         return "No output_dir is set, so no deltas.csv was written."
-    frame = run.delta_set.to_dataframe()
-    deltas = np.reshape([*frame.pop("delta")], (len(frame), run.delta_set.base.shape[-1]))
+    frame, deltas = run.delta_set.to_dataframe(layer).drop(columns="delta"), compared(run.delta_set, layer, centered)
     frame["path"] = frame["path"].map(shown)
-    texts = frame[["name", "domain", "kind", "path"]].replace(r"^(?=[=+@-])", "'", regex=True)  # else a sheet's formula
+    texts = frame[["name", "domain", "kind", "path"]].replace(FORMULA, "'", regex=True)
     frame = texts.join(frame["norm"])
     frame = frame.join(pd.DataFrame(deltas).add_prefix("d"))
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "deltas.csv", partial(frame.to_csv, index=False, float_format="%.9g"))
-    return f"{len(frame)} deltas of size {deltas.shape[1]} are in deltas.csv."
+    return f"{len(frame)} deltas of size {deltas.shape[1]} {run.delta_set.where(layer, centered)} are in deltas.csv."
+
+
+def write_groups(run: DeltaRun, groups: Groups, folder: Path | None, root: Path) -> str:
+    """`<folder>/labels.csv`: path, the group as the domain, and the adapter's own domain as `given`.
+
+    Put into the collection's folder `root`, it makes the groups its domains.
+    """
+    if folder is None:
+        return f"No output_dir is set, so no {LABELS} was written."
+    found = run.delta_set
+    paths = [os.path.relpath(path, root) if root.is_dir() else shown(path) for path in found.paths]
+    names = [f"group {label}" if label.isdigit() else "" for label in groups.labels]
+    frame = pd.DataFrame({"path": paths, "domain": names, "given": found.domains})
+    frame["given"] = frame["given"].replace(FORMULA, "'", regex=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / LABELS, partial(frame.to_csv, index=False))
+    return f"The groups are in {LABELS}: in the collection's folder, it makes them its domains."
 
 
 def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
@@ -91,16 +97,24 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
     if folder is None:
         return "No output_dir is set, so no summary.json was written."
     score, by_layer, trust, chance = findings.score, findings.by_layer, findings.trust, findings.chance
+    groups = findings.groups
     best = int(by_layer.idxmax()) if by_layer.notna().any() else None
     content = {
+        "verdict": [line.text for line in verdict(run.delta_set.names, findings)],
         "base_model": run.settings.base_model, "versions": versions(), "config": run.cache.config,
         "cache": shown(run.cache.cache_dir),
         "adapters": {key: n for key, n in summary(run.records).items() if key not in ("computed", "cached")},
         "failed": {shown(r["path"]): r["reason"] for r in run.records if r["status"] == "failed"},
         "silhouette": {
-            "last_layer": None if score.note else score.score, "best_layer": best,
+            "layer": run.delta_set.layer_number(findings.layer), "centered": findings.centered,
+            "score": None if score.note else score.score, "best_layer": best,
             "at_best_layer": None if best is None else float(by_layer[best]), "note": score.note,
         },
+        "groups": {
+            "count": groups.count, "silhouette": _number(groups.score), "p": _number(groups.p), "note": groups.note,
+            "of": dict(zip(map(shown, run.delta_set.paths), groups.labels, strict=True)),
+        },
+        "labels": _rows(findings.labels),
         "trust": {
             "least": _number(trust["ratio"].min()), "flagged": list(trust.index[trust["flagged"]]),
             "split_half": _number(findings.reliability.half), "reliability": _number(findings.reliability.full),
@@ -114,13 +128,18 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
     }  # fmt: skip
     if findings.choice is not None and findings.choice.setting:
         content["choice"] = dict(zip(("probes", "layer", "centered"), findings.choice.setting, strict=True))
-        content["choice"] |= {key: getattr(findings.choice, key) for key in ("share", "picked", "held_out", "usual")}
+        keys = ("share", "picked", "held_out", "usual", "gain")
+        content["choice"] |= {key: getattr(findings.choice, key) for key in keys}
     if findings.methods is not None:
-        rows = findings.methods.to_dict("index")
-        content["methods"] = {name: {key: _number(value) for key, value in row.items()} for name, row in rows.items()}
+        content["methods"] = _rows(findings.methods)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "summary.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return "The run in numbers is in summary.json."
+
+
+def _rows(frame: pd.DataFrame) -> dict[str, dict]:
+    """{row: {column: number}}"""
+    return {name: {key: _number(value) for key, value in row.items()} for name, row in frame.to_dict("index").items()}
 
 
 def _number(value) -> float | None:

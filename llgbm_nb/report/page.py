@@ -19,6 +19,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from ..analysis import tables
+from ..analysis.sentences import about_groups
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun
 from ..evidence.alternatives import methods_table, methods_text
@@ -27,15 +28,15 @@ from ..evidence.layer_choice import NOTHING, choice_text
 from ..evidence.rounding import trust_text
 from ..figures import view
 from ..files import shown, write_whole
-from .findings import Findings
 from .parameters import versions
 from .run import NOTEBOOKS
+from .verdict import Findings, verdict
 
 POINTS = 50_000  # on all layers of the map together: with more, the slider has fewer layers
 ROWS = 500  # of a table of adapters; above, it has a row per domain, and the rest is left to deltas.csv
 PROBES = 100  # whose texts are on the page
 PICTURES = {
-    "similarity": "Every pair: cosines of the deltas at the last layer, similar adapters side by side.",
+    "similarity": "Every pair: cosines of the deltas, similar adapters side by side.",
     "similarity_by_domain": "The same by domain: mean cosines of all adapters.",
     "silhouette": "Each adapter: near 1 it lies with its own domain, below 0 nearer to another one.",
     "silhouette_by_layer": "Each layer. The best one is picked with the labels that it is scored on, and so flatters.",
@@ -52,16 +53,16 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
     """`<folder>/index.html`: what was run, the map, pictures, evidence, failures, soundness, adapters, links."""
     if folder is None:
         return "No output_dir is set, so no index.html was written."
-    found, score = run.delta_set, findings.score
-    finding = score.note or f"silhouette by domain {score.score:.2f}"
+    found, lines = run.delta_set, verdict(run.delta_set.names, findings)
+    answer = "".join(f'<li><a href="#{line.evidence}">{_safe(line.text)}</a></li>' for line in lines)
     failed = [record for record in run.records if record["status"] == "failed"]
     title = _safe(f"{len(found):,} adapter{'' if len(found) == 1 else 's'} of {run.settings.base_model}")
     parts = [
-        f"<h1>{title}</h1><p class=finding>{_safe(finding if len(found) else 'No adapter could be used.')}</p>",
+        f"<h1>{title}</h1><ul class=verdict>{answer}</ul>",
         _facts(run),
-        "<h2>The map, layer by layer</h2>" + _map(found, findings.by_layer),
+        "<h2 id=map-of-all>The map, layer by layer</h2>" + _map(found, findings),
         *(_evidence(run, findings, folder) if len(found) else ()),
-        f"<h2>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
+        f"<h2 id=failures>Adapters that could not be used: {len(failed)}</h2>{_failures(failed)}" if failed else "",
         "<h2>Is the run sound?</h2>" + _table(findings.soundness.reset_index()),
         "<h2>All adapters</h2>" + _adapters([r for r in run.records if r["status"] != "failed"], findings.trust),
         _links(folder),
@@ -76,12 +77,15 @@ def _safe(text) -> str:
     return html.escape(str(text))
 
 
-def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
-    """The map with hover, a frame per layer and a slider; above it the silhouette by layer, `by_layer`."""
+def layer_map(found: DeltaSet, by_layer: pd.Series, layer: int = -1, centered: bool = False) -> go.Figure:
+    """The map with hover, a frame per layer and a slider; above it the silhouette by layer, `by_layer`.
+
+    It begins at `layer`, or the nearest one that has a frame; deltas are `centered` or not.
+    """
     numbers, frames, like = found.layer_numbers, [], None
     every = max(1, -(-len(found) * len(numbers) // POINTS))
     for number in numbers[::-every]:  # from the last layer back, so that a map lies as the one above it
-        like = view.view_of(found.deltas(number), found.domains, False, "PCA", like)
+        like = view.view_of(found.deltas(number), found.domains, centered, "PCA", like)
         frames.insert(0, _frame(found, like, number))
     curve = go.Scatter(
         x=list(by_layer.index), y=by_layer.tolist(), mode="lines", line_color="#808080", xaxis="x2", yaxis="y2",
@@ -89,9 +93,10 @@ def layer_map(found: DeltaSet, by_layer: pd.Series) -> go.Figure:
     )  # fmt: skip
     at_once = dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))
     steps = [dict(label=frame.name, method="animate", args=[[frame.name], at_once]) for frame in frames]
-    slider = dict(active=len(steps) - 1, steps=steps, currentvalue_prefix="layer ", pad_t=40, transition_duration=0)
+    begin = int(np.argmin([abs(int(frame.name) - found.layer_number(layer)) for frame in frames]))
+    slider = dict(active=begin, steps=steps, currentvalue_prefix="layer ", pad_t=40, transition_duration=0)
     few, grid = numbers[-1] - numbers[0] < 10, dict(gridcolor="#e5e5e5", zeroline=False)
-    return go.Figure([*frames[-1].data, curve], frames[-1].layout, frames).update_layout(
+    return go.Figure([*frames[begin].data, curve], frames[begin].layout, frames).update_layout(
         template="none", height=640, autosize=True, hovermode="closest", margin=dict(l=60, r=20, t=40, b=20),
         title=dict(x=0, xref="paper", font_size=14), sliders=[slider],
         legend=dict(x=1.01, y=0.75, yanchor="top", itemclick=False, itemdoubleclick=False,
@@ -117,10 +122,10 @@ def _frame(found: DeltaSet, seen: view.View, number: int) -> go.Frame:
     return go.Frame(name=str(number), data=[*traces, mark], layout=layout)
 
 
-def _map(found: DeltaSet, by_layer: pd.Series) -> str:
+def _map(found: DeltaSet, findings: Findings) -> str:
     if len(found) < 2:
         return "<p>A map needs at least two adapters.</p>"
-    figure = layer_map(found, by_layer).to_json()
+    figure = layer_map(found, findings.by_layer, findings.layer, findings.centered).to_json()
     return (
         "<p class=screen>Point at an adapter to see its name, its norm and what is nearest to it; move the slider to "
         "see the domains come together or fall apart.</p><p>Principal components of the deltas' directions.</p>"
@@ -153,11 +158,15 @@ def _evidence(run: DeltaRun, findings: Findings, folder: Path) -> list[str]:
     """The pictures, how far they are to be trusted, where the signal is, and what else it could be had from."""
     choice, tokens, methods = findings.choice, findings.tokens, findings.methods
     parts = _pictures(folder, "similarity", "similarity_by_domain", "silhouette", "silhouette_by_layer", "norms")
-    parts += ["<h2>Is it rounding?</h2>", _text(trust_text(findings.trust)), *_pictures(folder, "trust")]
-    parts += ["<h2>Is it chance?</h2>", _text(chance_text(findings.chance)), *_pictures(folder, "chance")]
+    parts += ["<h2 id=groups>Groups without labels</h2>", _text(about_groups(findings.groups, run.delta_set.names))]
+    parts += ["<h2 id=labels>What parts them?</h2>", _table(_numbers(findings.labels).reset_index())]
+    parts += [f"<h2 id=duplicates>Near-duplicates: {len(findings.duplicates):,}</h2>"]
+    parts += [_table(_numbers(findings.duplicates[:ROWS]))] if len(findings.duplicates) else []
+    parts += ["<h2 id=trust>Is it rounding?</h2>", _text(trust_text(findings.trust)), *_pictures(folder, "trust")]
+    parts += ["<h2 id=domains>Is it chance?</h2>", _text(chance_text(findings.chance)), *_pictures(folder, "chance")]
     parts.append(_text(reliability_text(findings.reliability, run.cache.config["num_probes"])))
     if choice is not None and choice.note != NOTHING:
-        parts += ["<h2>Where the signal is</h2>", *_pictures(folder, "signal"), _text(choice_text(choice))]
+        parts += ["<h2 id=signal>Where the signal is</h2>", *_pictures(folder, "signal"), _text(choice_text(choice))]
         parts += _pictures(folder, "probe_counts")
     if tokens is not None and len(tokens):
         parts += ["<h2>What the domains make likelier, and less likely</h2>"]
@@ -202,6 +211,12 @@ def _adapters(records: list[dict], trust: pd.DataFrame) -> str:
         return f"<p>{len(records):,} adapters, by domain; deltas.csv has each of them.</p>{_table(by_domain)}"
     columns = ["name", "domain", "kind", "norm", "of base", "beside noise", "spread", "route"]
     return _table(tables.table(records, trust).reset_index()[columns])
+
+
+def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table's numbers for people, to three digits after the point."""
+    texts = frame.select_dtypes("float").map("{:.3f}".format)
+    return frame.assign(**texts.where(texts != "nan", "–"))
 
 
 def _table(frame: pd.DataFrame, classes: str = "list") -> str:

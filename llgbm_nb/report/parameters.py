@@ -135,6 +135,10 @@ def _path(needed: bool, value):
         raise InputError("it must name a folder")
 
 
+def _query(value):
+    return value if value == "auto" else _path(False, value)
+
+
 def _each(rule, value):
     """One value, or a list of them; papermill's `-p` gives a list as a text with commas."""
     if isinstance(value, str) and "," in value and rule is not _text:
@@ -153,13 +157,15 @@ def _names(value):
 _GROUPS = {
     "base_model adapter sentence_encoder": _text,
     "checkpoint_dir cache_dir query_dir data teacher_dir": partial(_path, True),
-    "probe_file output_dir export_dir query": partial(_path, False),
+    "probe_file output_dir export_dir": partial(_path, False),
+    "query": _query,
     "probe_type": partial(_choice, PROBE_TYPES),
     "dtype": partial(_choice, DTYPES),
     "token_ranking": partial(_choice, RANKINGS),
     "device": _device,
+    "layer": partial(_of, int, "a layer's number: 0 for the embeddings, or -1 for the last", above=-math.inf),
     "cluster": _cluster,
-    "force_recompute trust_remote_code": partial(_of, bool, "True or False"),
+    "centered force_recompute trust_remote_code": partial(_of, bool, "True or False"),
     "adapters_per_pass soundness_sample precision_sample evidence_sample seed": _whole(0),
     "max_length splits steps batch_size": _whole(1),
     "max_tokens": _whole(2),

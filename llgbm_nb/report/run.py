@@ -17,6 +17,7 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ..collection.find import find_adapters
 from ..collection.hub_lists import write_list
 from ..errors import InputError
 from ..files import ROOT, files_fingerprint, from_root, shown, write_whole
+from ..progress_bar import live_line
 from .parameters import check, versions
 
 NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_evidence", "06_uses")
@@ -60,9 +62,11 @@ def run_report(name: str = "", **parameters) -> Path:
             folder.rename(previous)
         folder.mkdir(parents=True, exist_ok=True)
         for notebook, known in _declared().items():
-            print(f"{notebook} …", flush=True)
             mine = {key: value for key, value in (parameters | {"output_dir": shown(folder)}).items() if key in known}
-            _execute(notebook, folder / f"{notebook}.ipynb", mine)
+            with live_line(notebook):
+                _execute(notebook, folder / f"{notebook}.ipynb", mine)
+            if notebook == "05_evidence":
+                print(f"the page is there: {shown(folder)}/index.html")
         marker.write_text(state)
         for old in (previous, stopped):
             shutil.rmtree(old, ignore_errors=True)
@@ -203,7 +207,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     program = [file for file in sorted(Path(__file__).parents[1].rglob("*")) if file.suffix in kinds]
     program += [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     program += [probe_file] if probe_file else []
-    program += find_queries(parameters["query"]).values() if parameters.get("query") else []
+    program += find_queries(parameters.get("query", ""), from_root(parameters["checkpoint_dir"])).values()
     if (encoder := parameters.get("sentence_encoder")) and from_root(encoder).is_dir():
         program += [file for file in from_root(encoder).rglob("*") if file.is_file()]
     state = [
@@ -238,14 +242,21 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args([*(sys.argv[1:] if arguments is None else arguments), *more]))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        reports = one_for_each_base(given.pop("run"), **given)
-        return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            reports = one_for_each_base(given.pop("run"), **given)
+            return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped: what was measured is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+
+
+def _note(message, *where) -> None:
+    """A warning as a line of its own, without the line of the program that gave it."""
+    print(f"note: {message}", file=sys.stderr)
 
 
 def _report(name: str, parameters: dict, one_of_several: bool) -> int:

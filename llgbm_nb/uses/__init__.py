@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "nearest": ["fingerprints", "near_duplicates", "nearest_to"],
     "together": ["additivity", "additivity_text", "applied_together", "merge_cosines", "merge_or_reason",
                  "merge_text", "pick_to_merge"],
-    "task_query": ["accuracy_text", "domain_of_query", "find_queries", "query_accuracy", "query_cosines",
+    "task_query": ["accuracy_text", "domain_of_query", "find_queries", "is_of_use", "query_accuracy", "query_cosines",
                    "query_deltas", "task_adapter"],
     "finetune": ["find_data_files", "read_pairs", "train_lora", "train_teachers"],
     "figures": ["additivity_figure", "merge_figure", "query_figure"],

@@ -11,7 +11,7 @@ from itertools import combinations, islice
 import numpy as np
 import pandas as pd
 
-from ..analysis.geometry import directions, nearest
+from ..analysis.geometry import compared, directions, nearest
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun
 from ..errors import InputError
@@ -20,7 +20,9 @@ PAIRS = 10_000  # near-duplicates that are listed
 BLOCK = 256  # rows of the matrix of cosines that are looked at together
 
 
-def nearest_to(delta_set: DeltaSet, name: str = "", k: int = 5, layer: int = -1) -> pd.DataFrame:
+def nearest_to(
+    delta_set: DeltaSet, name: str = "", k: int = 5, layer: int = -1, centered: bool = False
+) -> pd.DataFrame:
     """The `k` adapters nearest to one by cosine, the nearest first: columns neighbour, domain, kind, cosine.
 
     Without a `name` it is the set's first adapter; the index says which, and counts from 1. Raises InputError for a
@@ -28,7 +30,7 @@ def nearest_to(delta_set: DeltaSet, name: str = "", k: int = 5, layer: int = -1)
     """
     name, order, cosines = name or next(iter(delta_set.names), ""), [], np.zeros(0)
     if name:
-        order, cosines = nearest(directions(delta_set.deltas(layer)), k, number_of(delta_set, name))
+        order, cosines = nearest(directions(compared(delta_set, layer, centered)), k, number_of(delta_set, name))
     of_each = {"neighbour": delta_set.names, "domain": delta_set.domains, "kind": delta_set.kinds}
     columns = {column: [values[i] for i in order] for column, values in of_each.items()} | {"cosine": cosines}
     return pd.DataFrame(columns, pd.RangeIndex(1, len(order) + 1, name=f"nearest to {name}"))
@@ -43,14 +45,17 @@ def number_of(delta_set: DeltaSet, name: str) -> int:
     return delta_set.names.index(name)
 
 
-def near_duplicates(found: DeltaSet, threshold: float = 0.999, fingerprints: Sequence[str | None] = ()) -> pd.DataFrame:
+def near_duplicates(
+    found: DeltaSet, threshold: float = 0.999, fingerprints: Sequence[str | None] = (), layer: int = -1,
+    centered: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Pairs of adapters that are one and the same, or nearly: columns adapter, other, cosine, norm ratio, why.
 
     `why` is "same files" where the `fingerprints` of the files are equal (see below; None: not known), else "same
     direction": the cosine of the deltas is above `threshold`. `norm ratio` is the other's norm by the adapter's. If
     there are more pairs than PAIRS, as in a collection of copies, those of the first ones; `attrs["more"]` is True.
     """
-    deltas, names, files = found.deltas(), found.names, pd.Series(fingerprints, dtype=object)
+    deltas, names, files = compared(found, layer, centered), found.names, pd.Series(fingerprints, dtype=object)
     norms, rows = np.linalg.norm(deltas.astype(np.float64), axis=1), directions(deltas)
     copies = files.groupby(files, sort=False).groups.values()
     every = (pair for numbers in copies for pair in combinations(numbers, 2))

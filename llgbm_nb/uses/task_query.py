@@ -6,6 +6,7 @@ delta ranks the collection by cosine. Whether an adapter does well at the task i
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +14,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from peft import LoraConfig
+from scipy.stats import binomtest
 
 from ..analysis import geometry
 from ..collection.adapters import CONFIG, UNKNOWN, Adapter
 from ..deltas import DeltaRun, compute_deltas
 from ..errors import InputError, first_sentence
-from ..files import shown
+from ..files import ROOT, shown
 from ..forward.base import BaseModel, load_base
 from ..forward.base_files import base_fingerprint
 from .finetune import TARGETS, find_data_files, read_pairs, train_teacher
 
+TEACHERS, QUERIES = ROOT / "data/teacher_checkpoints", ROOT / "data/queries"  # the shipped ones
 
-def find_queries(query: str | Path) -> dict[str, Path]:
-    """{name: file} of a folder of query files (`{domain}-{task}.json`), or of the one file; InputError without any."""
-    return {file.stem: file for file in find_data_files(query)}
+
+def find_queries(query: str | Path, checkpoint_dir: str | Path = TEACHERS) -> dict[str, Path]:
+    """{name: file} of a folder of query files (`{domain}-{task}.json`), or of the one file.
+
+    "auto" are the shipped ones if `checkpoint_dir` is the shipped teachers, else none; and "" are none. Raises
+    InputError for a folder or file that has none.
+    """
+    if query == "auto":
+        query = QUERIES if os.path.realpath(checkpoint_dir) == os.path.realpath(TEACHERS) else ""
+    return {file.stem: file for file in find_data_files(query)} if query else {}
 
 
 def domain_of_query(name: str, domains: Sequence[str] = ()) -> str:
@@ -64,8 +74,8 @@ def task_adapter(
     return target
 
 
-def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path]) -> np.ndarray:
-    """The deltas of query adapters, {name: folder}, measured as the run's were: float32 (queries, hidden).
+def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path], layer: int = -1) -> np.ndarray:
+    """The deltas of query adapters, {name: folder}, measured as the run's were: float32 (queries, hidden) at `layer`.
 
     They are kept in `queries/` beside the run's cache, where they would be taken for adapters of the collection. Raises
     InputError naming an adapter that cannot be measured.
@@ -79,15 +89,17 @@ def query_deltas(run: DeltaRun, queries: Mapping[str, str | Path]) -> np.ndarray
     for record in queried.records:
         if record["status"] == "failed":
             raise InputError(f"the query's adapter {shown(record['path'])} has no delta: {record['reason']}")
-    return queried.delta_set.deltas()[[queried.delta_set.paths.index(folder) for folder in folders]]
+    return queried.delta_set.deltas(layer)[[queried.delta_set.paths.index(folder) for folder in folders]]
 
 
-def query_cosines(run: DeltaRun, queries: Mapping[str, str | Path], centered: bool = False) -> pd.DataFrame:
+def query_cosines(
+    run: DeltaRun, queries: Mapping[str, str | Path], centered: bool = False, layer: int = -1
+) -> pd.DataFrame:
     """Cosine of each query's delta (see `query_deltas`) with each adapter's: a row per query, a column per adapter.
 
     `centered`: of both, minus the pool's mean delta.
     """
-    asked, pool = query_deltas(run, queries), run.delta_set.deltas()
+    asked, pool = query_deltas(run, queries, layer), run.delta_set.deltas(layer)
     if centered and len(pool):
         asked, pool = asked - pool.mean(axis=0), geometry.centered(pool)
     cosines = geometry.directions(asked) @ geometry.directions(pool).T
@@ -123,7 +135,16 @@ def accuracy_text(accuracy: pd.DataFrame) -> str:
     left_out = f" {lost} of a domain that no adapter here has are not counted." if lost else ""
     if not len(counted):
         return f"No query can be scored.{left_out}"
+    chance = counted["chance"].mean()
+    p = binomtest(right, len(counted), chance, "greater").pvalue
+    verdict = "" if is_of_use(accuracy) else " That is no more than chance gives: no answer here is one."
     return (
         f"{right} of {len(counted)} queries have an adapter of their own domain nearest: top-1 accuracy "
-        f"{100 * right / len(counted):.0f} %, by chance {100 * counted['chance'].mean():.0f} %.{left_out}"
+        f"{100 * right / len(counted):.0f} %, by chance {100 * chance:.0f} % (p {p:.2f}).{verdict}{left_out}"
     )
+
+
+def is_of_use(accuracy: pd.DataFrame) -> bool:
+    """Whether queries find their own domain more often than by chance (`query_accuracy`), or none can be scored."""
+    counted = accuracy[accuracy["right"].notna()]
+    return not len(counted) or counted["right"].astype(float).mean() > counted["chance"].mean()

@@ -3,7 +3,7 @@
     additivity   Delta(A + B), both on the base, against Delta(A) + Delta(B)
     a merge      the delta of PEFT's merged adapter against the weighted sum of the deltas
 
-All at the run's deepest layer. What adapters do off the run's probes is unknown here.
+All at one layer, by default the run's deepest. What adapters do off the run's probes is unknown here.
 """
 
 import contextlib
@@ -52,14 +52,14 @@ def applied_together(model, adapters: Sequence[Adapter], before: tuple | None = 
         yield wrapped.eval()
 
 
-def _measure_on(base: BaseModel, run: DeltaRun) -> Callable[..., np.ndarray]:
+def _measure_on(base: BaseModel, run: DeltaRun, layer: int) -> Callable[..., np.ndarray]:
     """`delta(adapters, change)`: the delta of all `adapters` at once on `base`, float32 (hidden,), on the run's probes.
 
     It is measured after `change(wrapped)`, if given, with the base in float32. Raises InputError if they cannot be used
     so, BaseChanged if the base is lost.
     """
     found, before = run.delta_set, base_state(base.model)
-    ids, layer = tokenize(base.tokenizer, list(found.probes), run.settings.max_length), found.layer_numbers[-1]
+    ids, layer = tokenize(base.tokenizer, list(found.probes), run.settings.max_length), found.layer_number(layer)
     plain = last_token_states(base.model, ids, base.device)[:, layer]
 
     def delta(adapters: Sequence[Adapter], change: Callable[[PeftModel], object] | None = None) -> np.ndarray:
@@ -77,7 +77,9 @@ def _measure_on(base: BaseModel, run: DeltaRun) -> Callable[..., np.ndarray]:
     return delta
 
 
-def additivity(run: DeltaRun, base: BaseModel, pairs: Sequence | None = None, per_kind: int = 4) -> pd.DataFrame:
+def additivity(
+    run: DeltaRun, base: BaseModel, pairs: Sequence | None = None, per_kind: int = 4, layer: int = -1
+) -> pd.DataFrame:
     """How far the delta of two adapters at once is the sum of their deltas, a row per pair.
 
     Columns: adapter, other, kind ("within" a domain or "across" two), `cosine` of Delta(A+B) and the sum, `single`: the
@@ -86,9 +88,10 @@ def additivity(run: DeltaRun, base: BaseModel, pairs: Sequence | None = None, pe
     kind among plain LoRA adapters that have a domain. `base` is `run.load_base()`, the same bits afterwards. Raises
     InputError for an unknown name, BaseChanged if the base could not be brought back.
     """
-    found, deltas, adapters, rows = run.delta_set, run.delta_set.deltas().astype(np.float64), run.delta_set.adapters, []
+    found, deltas, adapters, rows = run.delta_set, run.delta_set.deltas(layer), run.delta_set.adapters, []
+    deltas = deltas.astype(np.float64)
     chosen = _pairs(found, per_kind) if pairs is None else [[number_of(found, n) for n in pair] for pair in pairs]
-    measure = _measure_on(base, run) if chosen else None
+    measure = _measure_on(base, run, layer) if chosen else None
     for i, j in chosen:
         numbers, reason = [np.nan] * 3, ""
         try:
@@ -116,7 +119,7 @@ def additivity_text(pairs: pd.DataFrame) -> str:
     return "\n".join(lines) or "There are no two plain LoRA adapters that have a domain."
 
 
-def merge_or_reason(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dict | str:
+def merge_or_reason(run: DeltaRun, base: BaseModel, names: Sequence[str], layer: int = -1) -> dict | str:
     """Two LoRA adapters merged by PEFT's `add_weighted_adapter`, and the sum of their deltas; or why there is no merge.
 
     With its "cat", the merged adapter's change of the weights is exactly the sum of the changes. The dict has adapters,
@@ -134,7 +137,7 @@ def merge_or_reason(run: DeltaRun, base: BaseModel, names: Sequence[str]) -> dic
 
     try:
         both = run.delta_set.subset([number_of(run.delta_set, name) for name in names])
-        measured, singles = _measure_on(base, run)(both.adapters, merge), both.deltas()
+        measured, singles = _measure_on(base, run, layer)(both.adapters, merge), both.deltas(layer)
     except InputError as error:
         return f"{' and '.join(names)} cannot be merged: {error}"
     predicted = singles.sum(axis=0)
