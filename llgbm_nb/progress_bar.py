@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+BAR = r"\s+[━ ]*\s*[\d:]+ so far,?\s*"  # what stands between count and time left
 FILE = "LLGBM_NB_PROGRESS"  # in the environment: where a headless notebook's bar is also written to
 
 
@@ -89,9 +90,11 @@ def live_line(name: str, every: float = 0.5) -> Iterator[None]:
 
         def follow() -> None:
             while not done.wait(every):
-                with contextlib.suppress(OSError):
-                    text = re.sub(r"\s+[━ ]*\s*[\d:]+ so far,?\s*", " · ", file.read_text(encoding="utf-8")).strip(" ·")
-                    print(f"\r\033[K{name[:2]} · {text}", end="", flush=True)
+                text = f"{time.monotonic() - start:.0f} s"
+                with contextlib.suppress(OSError):  # there is no bar yet
+                    bar = file.read_text(encoding="utf-8")
+                    text = f"{re.sub(BAR, ' · ', bar).strip(' ·')} · {text}"
+                print(f"\r\033[K{name[:2]} · {text}", end="", flush=True)
 
         thread = threading.Thread(target=follow, daemon=True)
         os.environ[FILE] = str(file)

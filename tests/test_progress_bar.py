@@ -52,5 +52,5 @@ def test_a_headless_notebooks_bar_is_a_line_of_the_terminal(monkeypatch, capsys,
         Path(os.environ[progress_bar.FILE]).write_text(bar, encoding="utf-8")
         time.sleep(0.2)
     out = capsys.readouterr().out
-    assert ("03 · 9/15 adapters · 1:20 to go" in out) == terminal and progress_bar.FILE not in os.environ
+    assert ("03 · 9/15 adapters · 1:20 to go · 0 s" in out) == terminal and progress_bar.FILE not in os.environ
     assert re.fullmatch(r"03_teacher_deltas · \d+ s\n", out.split("\033[K")[-1])
