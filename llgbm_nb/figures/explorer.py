@@ -57,7 +57,7 @@ class Explorer(widgets.VBox):
             layout={"width": "310px"},
         )  # fmt: skip
         self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
-        self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px"})
+        self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px", "flex": "0 1 auto"})
         self.view = maps.view_of(self.deltas(layer), delta_set.domains, centered)
         traces, layout = self._picture()
         curve, axis = self._silhouettes()
@@ -68,7 +68,9 @@ class Explorer(widgets.VBox):
         self.figure._config = {"responsive": True, "displayModeBar": False}  # it would cover the silhouette
         self.headline.value = self._headline()
         self._mark()
-        super().__init__([_Surroundings(), self.headline, self.layer, *self._boxes(), self.figure, self.nearest])
+        picture = widgets.HBox([self.figure, self.nearest], layout={"flex_flow": "row wrap"})
+        picture.add_class("llgbm-picture")
+        super().__init__([_Surroundings(), self.headline, self.layer, *self._boxes(), picture])
         self.add_class("llgbm-explorer")
         self._observe()
 
