@@ -20,6 +20,7 @@ from llgbm_nb import analysis, compute_deltas, create_probes
 from llgbm_nb.figures import view
 from llgbm_nb.files import ROOT
 from llgbm_nb.report.page import write_page
+from llgbm_nb.report.page_data import page_data
 from llgbm_nb.report.run import to_html
 
 pytestmark = [
@@ -86,8 +87,9 @@ def pixel(page, plot: str, name: str) -> tuple[float, float]:
         """([plot, name]) => {
             const figure = document.querySelector(plot), box = figure.getBoundingClientRect();
             const sizes = figure._fullLayout;
-            for (const trace of figure._fullData.filter(trace => Array.isArray(trace.text))) {
-                const at = trace.text.findIndex(text => text.startsWith(`<b>${name}</b>`));
+            for (const trace of figure._fullData) {
+                const texts = [trace.hovertext, trace.text].find(Array.isArray) || [];
+                const at = texts.findIndex(text => text.startsWith(`<b>${name}</b>`));
                 if (at >= 0) return [box.x + sizes.xaxis._offset + sizes.xaxis.l2p(trace.x[at]),
                                      box.y + sizes.yaxis._offset + sizes.yaxis.l2p(trace.y[at])];
             }
@@ -179,44 +181,160 @@ def report(run, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_reports_map_without_a_network_or_a_kernel(report, run, offline):
+def opened_page(page, file: Path, address: str = "") -> None:
+    page.goto("about:blank")
+    page.goto(file.as_uri() + address)
+    page.wait_for_selector("body[data-ready]", timeout=60 * SECOND)
+
+
+def rows_of(page) -> list[list[str]]:
+    """The table of adapters as it is shown."""
+    cells = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+    return page.locator("#adapters tbody tr").evaluate_all(cells)
+
+
+def marked(page) -> tuple:
+    """The adapter that is marked: in the table, on the map, in the heatmap (its row), and in the panel."""
+    return tuple(
+        page.evaluate(
+            """() => {
+            const row = document.querySelector("#adapters tr.picked");
+            const ring = document.getElementById("map").data.at(-1);
+            const shape = (document.getElementById("heatmap").layout.shapes || [])[0];
+            return [row && row.cells[0].innerText, [ring.x[0], ring.y[0]], shape && shape.y0 + 0.5,
+                    document.querySelector("#adapter h3")?.innerText];
+        }"""
+        )
+    )
+
+
+def expected_marks(run, name: str, layer: int = -1) -> tuple:
+    found = run.delta_set
+    frame = page_data(run, findings_of(run))["frames"][f"{found.layer_number(layer)} 0"]
+    i = found.names.index(name)
+    order = [i for mine in view.by_domain(found.domains).values() for i in mine]
+    return name, [frame["x"][i], frame["y"][i]], order.index(i), name
+
+
+def nearest_shown(page) -> list[tuple[str, float]]:
+    items = page.locator("#adapter ol li").all_inner_texts()
+    return [(item.split()[0], float(item.split()[-1])) for item in items]
+
+
+def nearest_expected(run, name: str, layer: int) -> list[tuple[str, float]]:
+    found = run.delta_set
+    others, cosines = analysis.nearest(analysis.directions(found.deltas(layer)), 10, of=found.names.index(name))
+    return [(found.names[i], pytest.approx(c, abs=6e-4)) for i, c in zip(others, cosines, strict=True)]
+
+
+def test_the_page_without_a_network_or_a_kernel(report, run, offline):
     page, complaints = offline
-    page.goto((report / "index.html").as_uri())
-    page.wait_for_selector("#map[data-ready]", timeout=60 * SECOND)
-    found, title = run.delta_set, "() => document.querySelector('#map .gtitle').textContent"
-    assert page.evaluate(title) == f"Layer {found.layer_numbers[-1]}: silhouette by domain {silhouette(run):.3f}"
+    found, score = run.delta_set, "() => document.querySelector('#score').textContent"
+    opened_page(page, report / "index.html")
+    assert page.evaluate(score) == f"silhouette by domain {silhouette(run):.3f}"
     before = pixel(page, "#map", "math-3")
     page.mouse.move(*before, steps=6)
     page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('math-3')")
 
-    rail = page.locator("#map .slider-rail-touch-rect").bounding_box()
-    page.mouse.click(rail["x"] + rail["width"] * 12 / (found.layer_numbers[-1]), rail["y"] + rail["height"] / 2)
-    page.wait_for_function(f"() => ({title})().startsWith('Layer 12:')")
-    assert page.evaluate(title) == f"Layer 12: silhouette by domain {silhouette(run, 12):.3f}"
-    after = pixel(page, "#map", "math-3")
-    assert np.hypot(*np.subtract(after, before)) > 3
-    page.mouse.move(*after, steps=6)
-    page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('math-3')")
-    assert complaints == []
+    page.locator("#layer").focus()
+    for _ in range(18):
+        page.keyboard.press("ArrowLeft")
+    assert page.locator("#layer-name").inner_text() == "layer 12 of 30" and "layer=12" in page.url
+    assert page.evaluate(score) == f"silhouette by domain {silhouette(run, 12):.3f}"
+    assert np.hypot(*np.subtract(pixel(page, "#map", "math-3"), before)) > 3
+    cosines = dict(zip(found.names, analysis.similarity(found.deltas(12)), strict=True))
+    for row in rows_of(page):  # the table follows the layer
+        assert float(row[4]) == pytest.approx(cosines[row[0]][found.names.index(row[3])], abs=6e-4)
+        assert float(row[4]) == pytest.approx(np.sort(cosines[row[0]])[-2], abs=6e-4)
+    page.locator("#centered").check()
+    assert page.evaluate(score) == f"silhouette by domain {silhouette(run, 12, centered=True):.3f}"
+    assert "centered=1" in page.url and complaints == []
 
 
-def test_the_map_of_thousands_of_adapters_is_drawn_by_webgl(run, offline, tmp_path):
+def test_search_sort_and_pick_in_each_of_the_three_places(report, run, offline):
+    page, complaints = offline
+    found = run.delta_set
+    opened_page(page, report / "index.html")
+    assert len(rows_of(page)) == 15
+    page.locator("input[type=search]").fill("code")
+    assert {row[1] for row in rows_of(page)} == {"code"} and len(rows_of(page)) == 5
+    page.locator("input[type=search]").fill("")
+    page.locator("#adapters thead th").filter(has_text="norm").click()
+    norms = [float(row[6]) for row in rows_of(page)]
+    assert norms == sorted(norms) == pytest.approx(sorted(analysis.norms(found.deltas())), abs=6e-3)
+
+    page.locator("#adapters td:first-child", has_text="commonsense-2").click()
+    assert marked(page) == expected_marks(run, "commonsense-2") and "adapter=commonsense-2" in page.url
+    assert nearest_shown(page) == nearest_expected(run, "commonsense-2", -1)
+
+    page.mouse.click(*pixel(page, "#map", "math-3"))
+    page.wait_for_function("() => location.hash.includes('math-3')")
+    assert marked(page) == expected_marks(run, "math-3")
+
+    row = expected_marks(run, "code-4")[2]
+    box = page.locator("#heatmap .nsewdrag").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 3, box["y"] + box["height"] * (row + 0.5) / 15)
+    page.wait_for_function("() => location.hash.includes('code-4')")
+    assert marked(page) == expected_marks(run, "code-4")
+
+    first = nearest_shown(page)[0][0]
+    page.locator("#adapter ol a").first.click()
+    assert marked(page) == expected_marks(run, first) and complaints == []
+
+
+def test_an_address_opens_there_again(report, run, offline):
+    page, complaints = offline
+    opened_page(page, report / "index.html", "#adapter=code-4&layer=22")
+    assert page.locator("#layer-name").inner_text() == "layer 22 of 30" and not page.locator("#centered").is_checked()
+    assert marked(page) == expected_marks(run, "code-4", 22)
+    assert nearest_shown(page) == nearest_expected(run, "code-4", 22)
+    opened_page(page, report / "index.html", "#adapter=nobody&layer=999&centered=1")
+    assert page.locator("#layer-name").inner_text() == "layer 30 of 30" and page.locator("#centered").is_checked()
+    assert marked(page)[0] is None and complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1024, 1440])
+def test_nothing_is_wider_than_the_screen_and_text_can_be_read(report, browser, scheme, width):
+    context = browser.new_context(offline=True, viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    opened_page(page, report / "index.html", "#adapter=code-4")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    brightness = """selector => {
+        const element = document.querySelector(selector), style = getComputedStyle(element);
+        const colour = style.getPropertyValue(element.tagName === "text" ? "fill" : "color");
+        return colour.match(/[\\d.]+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3;
+    }"""
+    sum_up = ".match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3"
+    ground = page.evaluate(f"() => getComputedStyle(document.body).backgroundColor{sum_up}")
+    for part in ("h1", ".verdict a", "#map .xtitle", "#heatmap .ytick text", "#adapters td", "#adapter a", "dd"):
+        assert abs(page.evaluate(brightness, part) - ground) > 75, part
+    context.close()
+
+
+def test_the_page_of_thousands_of_adapters(run, offline, tmp_path):
     page, complaints = offline
     domains = [f"domain {i % 25}" for i in range(view.WEBGL)]
     random, centres = np.random.default_rng(0), np.eye(25, 30)[np.arange(view.WEBGL) % 25]
     differences = (centres[:, None, None] + 0.3 * random.normal(size=(view.WEBGL, 2, 3, 30))).astype(np.float32)
     many = replace(run, delta_set=delta_set(differences, domains))
     write_page(many, findings_of(many), tmp_path)
-    assert (tmp_path / "index.html").stat().st_size < 20e6
-    page.goto((tmp_path / "index.html").as_uri())
-    page.wait_for_selector("#map[data-ready]", timeout=60 * SECOND)
+    assert (tmp_path / "index.html").stat().st_size < 8e6
+    opened_page(page, tmp_path / "index.html")
     assert page.evaluate("() => document.querySelector('#map')._fullData[0].type") == "scattergl"
     page.locator("#map").scroll_into_view_if_needed()
     page.mouse.move(*pixel(page, "#map", "n777"), steps=6)
-    page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('nearest (cosine)')")
-    rail = page.locator("#map .slider-rail-touch-rect").bounding_box()
-    page.mouse.click(rail["x"] + rail["width"] / 2, rail["y"] + rail["height"] / 2)
-    page.wait_for_function("() => document.querySelector('#map .gtitle').textContent.startsWith('Layer 1:')")
+    page.wait_for_function("() => document.querySelector('#map .hoverlayer').textContent.includes('nearest')")
+    page.locator("input[type=search]").fill("n777")
+    assert [row[0] for row in rows_of(page)] == ["n777"]
+    page.locator("#layer").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#layer-name").inner_text() == "layer 1 of 2"
+    others, cosines = analysis.nearest(analysis.directions(many.delta_set.deltas(1)), 1, of=777)
+    page.wait_for_function(
+        "name => document.querySelector('#adapters tbody tr').cells[3].innerText === name", arg=f"n{others[0]}"
+    )
+    assert float(rows_of(page)[0][4]) == pytest.approx(cosines[0], abs=6e-4)
     assert [line for line in complaints if "GPU stall" not in line] == []  # there is no GPU
 
 
@@ -234,6 +352,6 @@ def test_every_page_opens_without_a_network(report, offline):
 def test_it_prints(report, offline, tmp_path):
     page, _ = offline
     page.goto((report / "index.html").as_uri())
-    page.wait_for_selector("#map[data-ready]", timeout=60 * SECOND)
+    page.wait_for_selector("body[data-ready]", timeout=60 * SECOND)
     page.pdf(path=tmp_path / "index.pdf")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "index.pdf").read_bytes())) <= 8

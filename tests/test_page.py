@@ -20,7 +20,7 @@ from llgbm_nb.collection import label_table
 from llgbm_nb.evidence import alternatives, layer_choice, rounding, tokens
 from llgbm_nb.evidence.layer_choice import Choice
 from llgbm_nb.forward.base import load_base
-from llgbm_nb.report import page
+from llgbm_nb.report import page, page_data
 from llgbm_nb.report.findings import write_summary
 from llgbm_nb.report.run import NOTEBOOKS, strip_widgets, to_html
 from llgbm_nb.report.verdict import Findings, verdict
@@ -75,7 +75,7 @@ def test_what_stands_on_the_page(run, tmp_path):
     assert re.findall(r'href="([^d"#][^"]*)"', text) == [f"{name}.html" for name in NOTEBOOKS]
     assert 'href="deltas.csv"' in text and "summary.json</a>" not in text  # what there is, and what there is not
     assert text.count('src="data:image/webp') == 1
-    assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert "http" not in re.sub(r"<(script|style).*?</\1>", "", text, flags=re.S)
 
 
 def test_what_the_evidence_section_says(run, base, tmp_path):
@@ -97,7 +97,7 @@ def test_what_the_evidence_section_says(run, base, tmp_path):
     assert all(f"{analysis.times(ratio)}" in text for ratio in findings.trust["ratio"])
     bare = write(run, tmp_path)
     assert "Against the alternatives" in text and "Against the alternatives" not in bare
-    assert "Where the signal is" in text and "Where the signal is" not in bare
+    assert "Which probes, which layer?" in text and "Which probes, which layer?" not in bare
 
 
 def test_the_evidence_in_numbers(run, base, tmp_path):
@@ -125,43 +125,58 @@ def test_a_page_alone_links_to_nothing(run, tmp_path):
     assert re.findall(r'href="([^d#][^"]*)"', write(run, tmp_path)) == []
 
 
-def test_the_map_has_a_frame_for_every_layer(run, tmp_path):
+def test_every_layers_view_is_what_analysis_gives(run, tmp_path):
     found = run.delta_set
-    figure = json.loads(unpacked(write(run, tmp_path), "figure"), parse_constant=pytest.fail)  # no NaN in JSON
-    assert [frame["name"] for frame in figure["frames"]] == ["0", "1", "2", "3"]
-    assert "Plotly" in unpacked((tmp_path / "index.html").read_text(), "plotly")
-    domains = sorted(set(found.domains))
-    for layer, frame in enumerate(figure["frames"][1:], start=1):
-        points = np.zeros((5, 2))
-        for domain, trace in zip(domains, frame["data"][:-1], strict=True):
-            assert trace["name"] == domain
-            mine = [i for i in range(5) if found.domains[i] == domain]
-            points[mine] = np.c_[numbers(trace["x"]), numbers(trace["y"])]
-            assert [text.split("</b>")[0] for text in trace["text"]] == [f"<b>{found.names[i]}" for i in mine]
-        expected, _ = analysis.pca(found.deltas(layer))
-        np.testing.assert_allclose(abs(points), abs(expected), atol=1e-4)
-        score = analysis.silhouette(found.deltas(layer), found.domains).score
-        assert frame["layout"]["title"]["text"] == f"Layer {layer}: silhouette by domain {score:.3f}"
+    data = json.loads(unpacked(write(run, tmp_path), "data"), parse_constant=pytest.fail)  # no NaN in JSON
+    assert data["layers"] == data["numbers"] == [0, 1, 2, 3] and len(data["frames"]) == 8 and data["layer"] == 3
+    order = [i for row in data["rows"] for i in row]
+    for layer in (1, 2, 3):
+        for centered in (False, True):
+            deltas, frame = analysis.compared(found, layer, centered), data["frames"][f"{layer} {int(centered)}"]
+            points = np.c_[frame["x"], frame["y"]]
+            np.testing.assert_allclose(abs(points), abs(analysis.pca(deltas)[0]), atol=1e-4)
+            assert frame["score"] == pytest.approx(analysis.silhouette(deltas, found.domains).score, abs=6e-4)
+            assert frame["score"] == data["curves"][centered][layer]
+            cosines = analysis.similarity(deltas)
+            np.testing.assert_allclose(frame["heat"], cosines[np.ix_(order, order)], atol=6e-3)
+            for i, (others, values) in enumerate(zip(frame["nearest"], frame["cosines"], strict=True)):
+                assert sorted([*others, i]) == [0, 1, 2, 3, 4] and values == sorted(values, reverse=True)
+                np.testing.assert_allclose(values, cosines[i, others], atol=6e-4)
+    assert data["frames"]["0 0"]["score"] is None and "All deltas are zero" in data["frames"]["0 0"]["note"]
 
 
-def numbers(array) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"]) if isinstance(array, dict) else array
+def test_the_adapters_columns_are_those_of_the_runs_setting(run):
+    found = run.delta_set
+    findings = replace(findings_of(run), layer=1, centered=True)
+    columns = page_data.page_data(run, findings)["adapters"]
+    deltas = analysis.compared(found, 1, True)
+    others, cosines = analysis.nearest(analysis.directions(deltas), 1)
+    assert columns["nearest"] == [found.names[i] for i in others[:, 0]]
+    assert columns["cosine"] == pytest.approx(cosines[:, 0], abs=6e-4)
+    assert columns["norm"] == pytest.approx(np.linalg.norm(found.deltas(1), axis=1), abs=6e-3)
+    assert columns["silhouette"] == pytest.approx(findings.score.samples, abs=6e-4)
+    assert columns["name"] == list(found.names) and columns["group"] == findings.groups.labels
+    pair = (found.names[0], found.names[2], 1.0, 1.0, "same files")
+    twice = pd.DataFrame([pair], columns=findings.duplicates.columns)
+    trust = findings.trust.assign(flagged=[name == found.names[2] for name in found.names])
+    flags = page_data.page_data(run, replace(findings, duplicates=twice, trust=trust))["adapters"]["flags"]
+    assert flags == ["near-duplicate", "", "too near to rounding · near-duplicate", "", ""]
 
 
-def test_with_very_many_points_the_slider_has_fewer_layers_and_still_the_last(run, monkeypatch):
-    monkeypatch.setattr(page, "POINTS", 10)
-    figure = page.layer_map(run.delta_set, analysis.silhouette_by_layer(run.delta_set))
-    assert [frame.name for frame in figure.frames] == ["1", "3"]
-    assert figure.layout.title.text.startswith("Layer 3")
+def test_with_very_many_numbers_there_are_fewer_layers_and_still_the_last_and_the_chosen_one(run, monkeypatch):
+    monkeypatch.setattr(page_data, "NUMBERS", 10)
+    assert page_data.page_data(run, findings_of(run))["layers"] == [1, 3]
+    assert page_data.page_data(run, replace(findings_of(run), layer=2))["layers"] == [1, 2, 3]
 
 
 def test_of_many_adapters_the_page_has_a_row_per_domain_and_some_failures(run, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "ROWS", 4)
+    monkeypatch.setattr(page, "BARE", 4)
     monkeypatch.setattr(tables, "ROWS", 4)
     records = run.records + [run.records[-1] | {"name": f"x{i}", "status": "failed", "reason": "no"} for i in range(6)]
     text = write(replace(run, records=records), tmp_path)
-    assert "5 adapters, by domain; deltas.csv has each of them." in text and "… and 3 more: see summary.json." in text
-    after = text.split("<h2>All adapters</h2>")[1]
+    assert "… and 3 more: see summary.json." in text
+    after = text.split("<h2 id=all>All adapters</h2>")[1].split("</table>")[0]
     assert all(f"<td>{domain}</td>" in after for domain in set(run.delta_set.domains))
     assert not any(f"<td>{name}</td>" in after for name in run.delta_set.names)
 
@@ -169,15 +184,13 @@ def test_of_many_adapters_the_page_has_a_row_per_domain_and_some_failures(run, t
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_small_collections_have_a_page(run, tmp_path, count):
     text = write(replace(run, delta_set=run.delta_set.subset(range(count))), tmp_path)
-    assert f"{count} adapter{'' if count == 1 else 's'} of" in text and (
-        "A map needs at least two adapters" in text
-    ) == (count < 2)
+    assert f"{count} adapter{'' if count == 1 else 's'} of" in text and ("<div id=map>" in text) == (count > 1)
 
 
 def test_pictures_are_small_and_keep_their_colours(tmp_path):
     file = tmp_path / "norms.png"
     figures.show(figures.norms(np.arange(1, 9.0), ["math", "code"] * 4, 50.0), tmp_path, "norms")
-    data = re.search(r"base64,([^\"]*)", page._picture(file, ""))[1]
+    data = page._picture(file).split("base64,")[1]
     (tmp_path / "packed.png").write_bytes(base64.b64decode(data))
     assert len(data) < file.stat().st_size
     one, other = (np.array(Image.open(f).convert("RGB"), int) for f in (file, tmp_path / "packed.png"))

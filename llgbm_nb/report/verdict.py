@@ -37,6 +37,7 @@ class Findings:
     duplicates: pd.DataFrame  # `uses.near_duplicates`
     choice: Choice | None = None
     tokens: pd.DataFrame | None = None  # `evidence.domain_tokens`
+    adapter_tokens: pd.DataFrame | None = None  # `evidence.top_tokens`, of each adapter
     methods: pd.DataFrame | None = None  # `evidence.compare_methods`
     layer: int = -1  # at which adapters are compared
     centered: bool = False  # whether their deltas are centered for that
