@@ -233,7 +233,10 @@ async function begin() {
     if (/adapter=|layer=/.test(location.hash)) { Object.assign(state, fromAddress()); show(); }
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
-  const bundle = URL.createObjectURL(new Blob([await unpack("datatables")], {type: "text/javascript"}));
+  const sheet = document.createElement("style");
+  sheet.textContent = await unpack("table-css");
+  document.head.prepend(sheet);  // before the page's own
+  const bundle = URL.createObjectURL(new Blob([await unpack("table-js")], {type: "text/javascript"}));
   const {default: DataTable} = await import(bundle);
   makeTable(DataTable);
   show();

@@ -21,7 +21,6 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from ..analysis import sentences, tables
-from ..analysis.geometry import compared, pairs
 from ..deltas import DeltaRun
 from ..evidence.alternatives import methods_table, methods_text
 from ..evidence.chance import chance_text, reliability_text
@@ -38,17 +37,15 @@ ROWS = 500  # of a table of failures or duplicates; the rest is left to summary.
 BARE = 200  # adapters that are listed where the page's program does not run, as on paper
 PROBES = 100  # whose texts are on the page
 PICTURES = {
-    "similarity": "Every pair: cosines of the deltas, similar adapters side by side.",
-    "similarity_by_domain": "The same by domain: mean cosines of all adapters.",
+    "similarity_by_domain": "Mean cosines of all adapters, by domain.",
     "silhouette": "Each adapter: near 1 it lies with its own domain, below 0 nearer to another one.",
-    "silhouette_by_layer": "Each layer. The best one is picked with the labels that it is scored on, and so flatters.",
     "norms": "How far each adapter moves the base's hidden state on these probes.",
     "trust": "Norms beside what rounding does. What lies in the red part has no direction to be trusted.",
     "chance": "The true labels' silhouette beside those of shuffled ones. Far to their right, it is no accident.",
     "signal": "Each probe set and layer. The brightest one is picked by its labels, and so flatters.",
     "probe_counts": "Fewer probes. Where the curve is still rising at its right end, more probes would help.",
 }
-HEATMAPS = ("similarity", "similarity_by_domain", "signal")
+HEATMAPS = ("similarity_by_domain", "signal")
 WORDS = {
     "delta": "what an adapter changes in the base's hidden state at the probes' last tokens, the mean over the probes",
     "probe": "one of the fixed prompts that every adapter is measured on",
@@ -78,7 +75,7 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
         "tokens": "Tokens" if shown_tables["tokens"] else "",
         "methods": "Against the alternatives" if shown_tables["methods"] else "", "trust": "Is it rounding?",
     } if len(found) else {}) | {"soundness": "Is the run sound?", "run": "The run", "words": "The words"}  # fmt: skip
-    programs = {"plotly": get_plotlyjs(), "datatables": _itables("dt_bundle.js")} if len(found) else {}
+    programs = {"plotly": get_plotlyjs()} | {f"table-{end}": _itables(f"dt_bundle.{end}") for end in ("js", "css")}
     content = dict(
         title=f"{len(found):,} adapter{'' if len(found) == 1 else 's'} of {run.settings.base_model}",
         date=datetime.date.today().isoformat(), verdict=verdict(found.names, findings), count=len(found),
@@ -89,8 +86,8 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
         pictures=_pictures(run, findings, folder), probes=config["probes"][:PROBES],
         more_probes=f"{config['num_probes'] - PROBES:,}" if config["num_probes"] > PROBES else "", words=WORDS,
         links=_links(folder), style=_own("page.css"), script=_own("page.js"),
-        table_style=Markup(_itables("dt_bundle.css")) if len(found) else "",
-        packed={name: _packed(text) for name, text in programs.items()} | {"data": _packed(_data(run, findings))},
+        packed={name: _packed(text) for name, text in (programs if len(found) > 1 else {}).items()}
+        | {"data": _packed(_data(run, findings))},
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
@@ -189,9 +186,7 @@ def _pictures(run: DeltaRun, findings: Findings, folder: Path) -> dict[str, dict
     if not there:
         return {}
     found = run.delta_set
-    every = pairs(compared(found, findings.layer, findings.centered), found.domains)
     alts = PICTURES | {
-        "similarity": sentences.about_pairs(every, found.names, found.domains),
         "silhouette": sentences.about_silhouettes(findings.score, found.names),
         "norms": sentences.about_norms(findings.trust["norm"].to_numpy(), found.names),
         "trust": trust_text(findings.trust), "chance": chance_text(findings.chance),
