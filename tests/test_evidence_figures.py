@@ -60,7 +60,7 @@ def test_the_grid_has_both_halves_and_frames_what_was_picked():
     sets = {"one": found((0, 0.3, 1, 2)), "other": found((2, 1, 0.3, 0), seed=1)}
     choice, grid = layer_choice.choose(sets), layer_choice.silhouette_grid(sets)
     figure = evidence.grid_figure(grid, choice)
-    assert f"scores {choice.held_out:.2f} on adapters left out, the usual setting {choice.usual:.2f}" in title(figure)
+    assert f"scores {choice.held_out:.2f} on adapters left out, the run's own setting {choice.own:.2f}" in title(figure)
     name, layer, centered = choice.setting
     axis = figure.axes[int(centered)]
     assert axis.lines[0].get_xydata()[0].tolist() == [layer, list(sets).index(name)]

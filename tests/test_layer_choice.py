@@ -67,7 +67,7 @@ def of_sizes(sizes, layers=10, seed=0, signal=0.0, at=None, hidden=32):
 def test_a_planted_best_setting_is_picked_and_holds_for_the_adapter_left_out():
     choice = layer_choice.choose({"usual": found(), "good": found((0, 0, 3, 0), seed=1)})
     assert choice.setting[:2] == ("good", 2) and choice.share > 0.5
-    assert choice.held_out > choice.usual + 0.3
+    assert choice.held_out > choice.own + 0.3
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 2), (3, 3), (6, 6, 3), (5, 5, 5), (2, 2, 2, 2, 2), (20, 4)])
@@ -75,7 +75,7 @@ def test_a_planted_setting_is_found_whatever_the_sizes_of_the_domains(sizes):
     """Small domains count: two of two adapters are enough."""
     choice = layer_choice.choose({"x": of_sizes(sizes, at=4, signal=3.0)})
     assert choice.adapters == sum(sizes) and choice.note == "" and choice.setting[:2] == ("x", 4)
-    assert choice.held_out > choice.usual + 0.3
+    assert choice.held_out > choice.own + 0.3
 
 
 def test_noise_is_seen_through():
@@ -84,7 +84,7 @@ def test_noise_is_seen_through():
         layer_choice.choose({str(seed): of_sizes((5, 5, 5), layers=30, seed=seed, hidden=64) for seed in seeds})
         for seeds in np.arange(30).reshape(10, 3)
     ]
-    picked, held_out, usual = np.mean([(each.picked, each.held_out, each.usual) for each in choices], axis=0)
+    picked, held_out, usual = np.mean([(each.picked, each.held_out, each.own) for each in choices], axis=0)
     assert picked > held_out + 0.05
     assert abs(held_out - usual) < 0.05
 
@@ -93,7 +93,7 @@ def test_noise_is_seen_through():
 def test_in_pure_noise_a_pick_is_worth_no_more_than_the_usual_setting(sizes):
     """On average over many collections, within what chance allows in so many; and the pick flatters."""
     found = [layer_choice.choose({"x": of_sizes(sizes, seed=seed)}) for seed in range(200)]
-    gains = np.array([each.held_out - each.usual for each in found])
+    gains = np.array([each.held_out - each.own for each in found])
     assert gains.mean() < 3 * gains.std() / np.sqrt(len(gains))
     assert np.mean([each.picked - each.held_out for each in found]) > 0.04
 
@@ -132,7 +132,7 @@ def test_the_numbers_of_a_choice_by_hand(domains):
         picked.append(max(scores))
         held_out.append(silhouette_samples(rows[picks[-1]], own, metric="cosine")[i])
         usual.append(silhouette_samples(rows[2], own, metric="cosine")[i])
-    ours = (choice.picked, choice.held_out, choice.usual)
+    ours = (choice.picked, choice.held_out, choice.own)
     assert ours == pytest.approx((np.mean(picked), np.mean(held_out), np.mean(usual)), abs=1e-5)
     most = max(range(4), key=picks.count)
     assert choice.setting == ("x", *settings[most]) and choice.share == picks.count(most) / n and choice.adapters == n
@@ -140,7 +140,7 @@ def test_the_numbers_of_a_choice_by_hand(domains):
 
 def test_the_usual_settings_score_is_the_collections_silhouette():
     each = found((0.5, 1.0), seed=3)
-    assert layer_choice.choose({"x": each}).usual == pytest.approx(silhouette(each.deltas(), DOMAINS).score)
+    assert layer_choice.choose({"x": each}).own == pytest.approx(silhouette(each.deltas(), DOMAINS).score)
 
 
 def test_a_domain_of_one_is_left_out_and_named():
@@ -165,7 +165,7 @@ def test_the_text_advises_the_usual_setting_where_a_pick_is_not_better():
     good = layer_choice.choice_text(layer_choice.choose({"usual": found(), "good": found((0, 0, 3, 0), seed=1)}))
     assert "% interval).\nPicked most often" in good and "good probes, layer 2" in good
     same = layer_choice.choice_text(layer_choice.Choice(("x", 3, True), 0.4, 0.5, 0.3, 0.2, 15, (-0.01, 0.21)))
-    assert "differ by -0.01 to 0.21 (99 % interval): that is no gain to rely on, keep the usual one." in same
+    assert "differ by -0.01 to 0.21 (99 % interval): that is no gain to rely on, keep the run's own." in same
     assert "layer 3, centered." in same
 
 

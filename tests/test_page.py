@@ -16,12 +16,12 @@ from PIL import Image
 
 from llgbm_nb import analysis, compute_deltas, evidence, figures, uses
 from llgbm_nb.analysis import tables
-from llgbm_nb.collection import label_table
+from llgbm_nb.collection import find_adapters, label_table
 from llgbm_nb.evidence import alternatives, layer_choice, rounding, tokens
 from llgbm_nb.evidence.layer_choice import Choice
 from llgbm_nb.forward.base import load_base
 from llgbm_nb.report import page, page_data
-from llgbm_nb.report.findings import write_summary
+from llgbm_nb.report.findings import write_groups, write_summary
 from llgbm_nb.report.run import NOTEBOOKS, strip_widgets, to_html
 from llgbm_nb.report.verdict import Findings, verdict
 
@@ -110,7 +110,7 @@ def test_the_evidence_in_numbers(run, base, tmp_path):
     assert content["trust"]["flagged"] == [] and content["trust"]["reliability"] == findings.reliability.full
     assert content["chance"]["p"] == findings.chance.p and content["chance"]["interval"] == [*findings.chance.interval]
     assert content["choice"] == dict(
-        probes="math", layer=2, centered=True, share=0.5, picked=0.9, held_out=0.6, usual=0.7, gain=[-0.3, 0.1]
+        probes="math", layer=2, centered=True, share=0.5, picked=0.9, held_out=0.6, own=0.7, gain=[-0.3, 0.1]
     )
     assert content["soundness"] == {"correct": {"result": "pass", "evidence": "it is"}}
     assert content["verdict"] == [line.text for line in verdict(run.delta_set.names, findings)]
@@ -211,3 +211,25 @@ def test_live_widgets_are_taken_out_of_an_executed_notebook_and_its_page(tmp_pat
     assert set(cell.outputs[0].data) == {"text/plain", "image/png"}
     text = to_html(tmp_path / "n.ipynb").read_text()
     assert picture in text and "widget-state" not in text and "html-manager" not in text
+
+
+def test_groups_are_written_as_labels_that_the_collection_takes(zoo, base, tmp_path):
+    root = tmp_path / "zoo"
+    shutil.copytree(zoo, root)
+    save_adapter(root / "=1+1" / "a", base)  # a spreadsheet's formula
+    run = compute_deltas(root, PROBES, cache_dir=tmp_path / "deltas")
+    groups = analysis.Groups(np.array([0, 0, 1, -1, 1, 0]), 0.5, 0.01)
+    write_groups(run, groups, tmp_path, root)
+    text = (tmp_path / "labels.csv").read_text()
+    assert not re.search(r"(^|,)[=+@-]", text, flags=re.M) and ",'=1+1" in text
+    shutil.copy(tmp_path / "labels.csv", root)
+    domains = {adapter.path: adapter.domain for adapter in find_adapters(root)}
+    names = ["group 1", "group 1", "group 2", "unknown", "group 2", "group 1"]
+    assert [domains[path] for path in run.delta_set.paths] == names
+
+
+def test_a_page_without_git_and_of_a_collection(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    page.write_page(run, findings_of(run), tmp_path, tmp_path / "my zoo")
+    text = (tmp_path / "index.html").read_text()
+    assert "my zoo</p>" in text and "commit" not in re.sub(r"<(script|style).*?</\1>", "", text, flags=re.S)

@@ -103,7 +103,14 @@ def test_a_better_setting_comes_with_its_command():
     weak, strong = made(0.5, DOMAINS), made(np.array([4.0, 0.5]), DOMAINS, seed=2)
     lines = found_in(weak, others={"math": strong})
     [line] = [line for line in lines if line.startswith("Another setting parts the domains better")]
-    assert "math probes, layer 0" in line and "make report PROBE=math LAYER=0" in line and "held out" in line
+    assert "math probes, layer 0" in line and "make report with PROBE=math LAYER=0" in line and "held out" in line
+
+
+def test_a_run_in_the_best_setting_is_not_told_to_take_another():
+    weak, strong = made(0.5, DOMAINS), made(np.array([4.0, 0.5]), DOMAINS, seed=2)
+    choice = evidence.choose({"math": strong, "generic": weak}, 0)
+    assert choice.setting[:2] == ("math", 0) and choice.gain[1] < 0.05 and not choice.gains
+    assert evidence.choose({"math": strong, "generic": weak}).gains  # at its last layer, it would be
 
 
 def test_what_rounding_does_comes_first_and_there_are_six_sentences_at_most():

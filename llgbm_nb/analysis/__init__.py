@@ -12,8 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "silhouettes": ["ALL_ALIKE", "ALL_ZERO", "Silhouette", "silhouette", "silhouette_by_layer", "silhouette_samples"],
     "projection": ["pca", "tsne", "turned"],
     "sentences": ["about_base_norms", "about_groups", "about_layers", "about_map", "about_neighbours", "about_norms",
-                  "about_pairs",
-                  "about_probe_ends", "about_probes", "about_silhouettes"],
+                  "about_pairs", "about_probe_ends", "about_probes", "about_silhouettes"],
     "tables": ["failure_text", "label_text", "neighbour_overview", "neighbour_table", "overview", "summary",
                "summary_text", "table", "times"],
 })  # fmt: skip

@@ -74,7 +74,7 @@ def grid_figure(grid: dict[bool, pd.DataFrame], choice: Choice):
     figure.colorbar(image, ax=axes, label="silhouette by domain", shrink=0.8, pad=0.02)
     finding = f"Silhouettes {low:.2f} to {high:.2f}"
     if choice.setting:
-        finding += f"; a pick scores {choice.held_out:.2f} on adapters left out, the usual setting {choice.usual:.2f}"
+        finding += f"; a pick scores {choice.held_out:.2f} on adapters left out, the run's own setting {choice.own:.2f}"
     figure.suptitle(finding, fontweight="bold", fontsize=11, x=0.01, ha="left")
     return figure
 

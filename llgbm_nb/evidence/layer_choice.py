@@ -37,9 +37,9 @@ class Choice:
     share: float  # of the picks that are this one
     picked: float  # silhouette of the adapters that a setting was picked with: it flatters
     held_out: float  # silhouette of the one left out
-    usual: float  # the same in the usual setting: first probe set, deepest layer, not centered
+    own: float  # the same in the run's own setting
     adapters: int
-    gain: tuple[float, float]  # 99 % interval of held_out - usual, over adapters drawn anew
+    gain: tuple[float, float]  # 99 % interval of held_out - own, over adapters drawn anew
     note: str = ""  # else: which domains were left out
 
     @property
@@ -107,8 +107,10 @@ def by_probe_count(found: DeltaSet) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["probes", "mean", "low", "high", "centered"]).set_index("probes")
 
 
-def choose(sets: dict[str, DeltaSet]) -> Choice:
+def choose(sets: dict[str, DeltaSet], layer: int = -1, is_centered: bool = False) -> Choice:
     """Pick probe set, layer and centering with all adapters but one, score the pick on that one; for each in turn.
+
+    The pick is compared with the run's own setting: the first of `sets` at `layer`, centered or not.
 
     The score is the silhouette with cosine distance. An adapter left out is scored among all the others, so that
     domains of two count; those of one are left out. The pool's mean, in which labels play no part, is of all adapters.
@@ -122,17 +124,17 @@ def choose(sets: dict[str, DeltaSet]) -> Choice:
     note = "" if (counts > 1).sum() > 1 else TOO_FEW if len(kinds) else NOTHING
     settings, scores, held_out = [], [], []
     for name, each in ({} if note else sets).items():
-        for layer in each.layer_numbers:
-            deltas = each.deltas(layer)[keep]
-            for is_centered in (False, True) if np.any(deltas) else ():
-                rows = directions(centered(deltas) if is_centered else deltas)
+        for number in each.layer_numbers:
+            deltas = each.deltas(number)[keep]
+            for way in (False, True) if np.any(deltas) else ():
+                rows = directions(centered(deltas) if way else deltas)
                 rows = np.linalg.qr(rows.T, mode="r").T  # the same cosines in fewer dimensions
                 # A row for each one left out: the others without it, and on the diagonal itself among the others.
                 samples = np.stack([silhouette_samples(rows, own, len(kinds), there) for there in 1 - np.eye(count)])
-                settings.append((name, layer, is_centered))
+                settings.append((name, number, way))
                 held_out.append(samples.diagonal())
                 scores.append((samples.sum(axis=1) - samples.diagonal()) / counted)
-    usual = (next(iter(sets)), first.layer_numbers[-1], False)
+    usual = (next(iter(sets)), first.layer_number(layer), is_centered)
     if usual not in settings:
         note = note or "All deltas are zero: there is nothing to choose by."
         return Choice(None, *[np.nan] * 4, 0, (np.nan, np.nan), note)
@@ -152,11 +154,11 @@ def choice_text(found: Choice) -> str:
         return found.note
     name, layer, is_centered = found.setting
     low, high = found.gain
-    verdict = "" if found.gains else ": that is no gain to rely on, keep the usual one"
+    verdict = "" if found.gains else ": that is no gain to rely on, keep the run's own"
     return (
         f"Picked with all but one of {found.adapters} adapters, a setting scores {found.picked:.2f} on them and "
-        f"{found.held_out:.2f} on the one left out (mean over all), where the usual one (deepest layer, not centered) "
-        f"scores {found.usual:.2f}. These last two compare fairly; they differ by {low:.2f} to {high:.2f} (99 % "
+        f"{found.held_out:.2f} on the one left out (mean over all), where the run's own "
+        f"setting scores {found.own:.2f}. These last two compare fairly; they differ by {low:.2f} to {high:.2f} (99 % "
         f"interval){verdict}.\n"
         f"Picked most often, in {100 * found.share:.0f} % of {found.adapters} picks that differ in one adapter: {name} "
         f"probes, layer {layer}, {'centered' if is_centered else 'not centered'}.{found.note and ' ' + found.note}"

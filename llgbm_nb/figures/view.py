@@ -98,9 +98,9 @@ def point_kind(count: int) -> type:
     return go.Scattergl if count >= WEBGL else go.Scatter
 
 
-def heatmap_rows(domains) -> list[np.ndarray]:
-    """The heatmap's rows, by domain as in the legend: one adapter (index) each, of more than CELLS several."""
-    together = -(-len(domains) // CELLS)
+def heatmap_rows(domains, most: int | None = None) -> list[np.ndarray]:
+    """The heatmap's rows, by domain as in the legend: one adapter (index) each, of more than `most` (CELLS) several."""
+    together = -(-len(domains) // (most or CELLS))
     return [mine[i : i + together] for mine in by_domain(domains).values() for i in range(0, len(mine), together)]
 
 

@@ -83,7 +83,7 @@ def write_groups(run: DeltaRun, groups: Groups, folder: Path | None, root: Path)
     if folder is None:
         return f"No output_dir is set, so no {LABELS} was written."
     found = run.delta_set
-    paths = [os.path.relpath(path, root) if root.is_dir() else shown(path) for path in found.paths]
+    paths = [os.path.join(".", os.path.relpath(path, root)) if root.is_dir() else shown(path) for path in found.paths]
     names = [f"group {label}" if label.isdigit() else "" for label in groups.labels]
     frame = pd.DataFrame({"path": paths, "domain": names, "given": found.domains})
     frame["given"] = frame["given"].replace(FORMULA, "'", regex=True)
@@ -128,7 +128,7 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
     }  # fmt: skip
     if findings.choice is not None and findings.choice.setting:
         content["choice"] = dict(zip(("probes", "layer", "centered"), findings.choice.setting, strict=True))
-        keys = ("share", "picked", "held_out", "usual", "gain")
+        keys = ("share", "picked", "held_out", "own", "gain")
         content["choice"] |= {key: getattr(findings.choice, key) for key in keys}
     if findings.methods is not None:
         content["methods"] = _rows(findings.methods)

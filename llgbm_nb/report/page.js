@@ -174,9 +174,11 @@ const COLUMNS = ["name", "domain", "group", "nearest", "cosine", "silhouette", "
 function makeTable(DataTable) {
   const rows = data.adapters.name.map((_, i) => [...COLUMNS.map(name => data.adapters[name][i] ?? ""), i]);
   const text = {targets: "_all", render: (value, kind) => kind === "display" ? names(String(value)) : value};
+  const safe = value => typeof value === "string" && /^[=+@-]/.test(value) ? `'${value}` : value;  // else a sheet's formula
+  const copy = {extend: "copyHtml5", exportOptions: {orthogonal: "export", format: {body: safe}}};
   table = new DataTable("#adapters", {
     data: rows, columns: COLUMNS.map(title => ({title})), columnDefs: [text], pageLength: 15, deferRender: true, order: [],
-    lengthMenu: [15, 50, 200], autoWidth: false, layout: {topStart: {buttons: ["copyHtml5", "csvHtml5"]}, topEnd: "search"},
+    lengthMenu: [15, 50, 200], autoWidth: false, layout: {topStart: {buttons: [copy]}, topEnd: "search"},
   });
   fillTable.key = `${data.layer} ${+data.centered}`;
   $("adapters").addEventListener("click", event => {

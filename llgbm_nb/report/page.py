@@ -6,6 +6,7 @@ those that the notebooks left in the folder; none is made here.
 """
 
 import base64
+import contextlib
 import datetime
 import gzip
 import io
@@ -59,7 +60,7 @@ WORDS = {
 }
 
 
-def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
+def write_page(run: DeltaRun, findings: Findings, folder: Path | None, checkpoint_dir: Path | None = None) -> str:
     """`<folder>/index.html`: the verdict, map, heatmap and table at work, evidence, failures, soundness, links."""
     if folder is None:
         return "No output_dir is set, so no index.html was written."
@@ -79,7 +80,8 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None) -> str:
     content = dict(
         title=f"{len(found):,} adapter{'' if len(found) == 1 else 's'} of {run.settings.base_model}",
         date=datetime.date.today().isoformat(), verdict=verdict(found.names, findings), count=len(found),
-        many=len(found) > 1, sections=[each for each in sections.items() if each[1]], facts=_facts(run), texts=texts,
+        many=len(found) > 1, sections=[each for each in sections.items() if each[1]], texts=texts,
+        facts=_facts(run, checkpoint_dir),
         tables=shown_tables, failed=_failures(failed), failed_count=f"{len(failed):,}",
         failed_more=f"… and {len(failed) - ROWS:,} more: see summary.json." if len(failed) > ROWS else "",
         bare_table=_bare_table(run, findings), duplicates=f"{len(findings.duplicates):,}",
@@ -112,17 +114,19 @@ def _packed(text: str) -> Markup:
     return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
 
 
-def _facts(run: DeltaRun) -> dict[str, str]:
-    config, collections = run.cache.config, {Path(path).parent.parent for path in run.delta_set.paths}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+def _facts(run: DeltaRun, checkpoint_dir: Path | None) -> dict[str, str]:
+    config, commit = run.cache.config, ""
+    with contextlib.suppress(OSError):  # there is no git
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
-        "collection": shown(min(collections, key=lambda path: len(path.parts))) if collections else "",
+        "collection": shown(checkpoint_dir) if checkpoint_dir else "",
         "base": run.settings.base_model,
         "adapters": f"{len(run.delta_set)} with a delta, {run.count('failed')} that could not be used",
         "domains": tables.label_text(run.delta_set.domains).removeprefix("Domains: "),
         "probes": f"{config['num_probes']}, {config['probe_type']}; at most {config['max_length']} tokens",
         "dtype": config["dtype"], "versions": versions(), "cache": shown(run.cache.cache_dir),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
     }  # fmt: skip
 
 

@@ -21,18 +21,18 @@ NUMBERS = 2_500_000  # of all layers together; with more, some layers are left o
 def page_data(run: DeltaRun, findings: Findings) -> dict:
     """{adapters: columns of the table, domains: styles, frames: {"LAYER 0" or "LAYER 1" (centered): a view}, …}."""
     found, frames = run.delta_set, {}
-    rows = _heatmap_rows(found.domains)
+    rows = view.heatmap_rows(found.domains, ROWS)
+    layers = _layers(found, findings.layer, len(rows))
     for centered in (False, True):
         like = None  # from the last layer back, so that a map lies as the one above it
-        for layer in reversed(_layers(found, findings.layer, len(rows))):
+        for layer in reversed(layers):
             like = view.view_of(found.deltas(layer), found.domains, centered, "PCA", like)
             frames[f"{layer} {int(centered)}"] = _frame(like, rows)
     styles = domain_styles(found.domains)
     return {
         "adapters": _columns(run, findings),
         "domains": {name: [colour, view.SYMBOLS[marker]] for name, (colour, marker) in styles.items()},
-        "layers": _layers(found, findings.layer, len(rows)),
-        "numbers": list(found.layer_numbers), "layer": found.layer_number(findings.layer),
+        "layers": layers, "numbers": list(found.layer_numbers), "layer": found.layer_number(findings.layer),
         "centered": findings.centered,
         "rows": [row.tolist() for row in rows], "frames": frames,
         "curves": [_curve(frames, found.layer_numbers, way) for way in (0, 1)],
@@ -45,12 +45,6 @@ def _layers(found, chosen: int, rows: int) -> list[int]:
     most = max(2, NUMBERS // (2 * (len(found) * (2 + 2 * NEAREST) + rows**2 + 1)))
     every = -(-len(found.layer_numbers) // most)
     return sorted({*found.layer_numbers[::-every], found.layer_number(chosen)})
-
-
-def _heatmap_rows(domains) -> list[np.ndarray]:
-    """The adapters of each row, by domain: one, or of more than ROWS in all, several."""
-    together = -(-len(domains) // ROWS)
-    return [mine[i : i + together] for mine in view.by_domain(domains).values() for i in range(0, len(mine), together)]
 
 
 def _frame(seen: view.View, rows: list[np.ndarray]) -> dict:

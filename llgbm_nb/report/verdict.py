@@ -15,6 +15,7 @@ from ..analysis.silhouettes import Silhouette
 from ..collection.labels import CONFIGURATION
 from ..evidence.chance import Chance, Reliability
 from ..evidence.layer_choice import Choice
+from ..probes import PROBE_TYPES
 
 STRONG, CLEAR = 0.5, 0.25  # where the silhouette's interval begins (Kaufman and Rousseeuw 1990: 0.5 and 0.25)
 AGREE, SAME = 0.5, 0.8  # adjusted Rand indices: two labellings that agree, and that are nearly one
@@ -84,7 +85,8 @@ def _domains(chance: Chance) -> Line:
 
 def _configuration(labels: pd.DataFrame, chance: Chance) -> Line | None:
     """A part of the configuration that goes with the domains, or that parts the adapters better than these do."""
-    made = labels[labels.index.isin(CONFIGURATION) & (labels["p"] <= LEVEL / max(1, len(labels)))]
+    made = labels[labels.index.isin(CONFIGURATION)]
+    made = made[made["p"] <= LEVEL / max(1, len(made))]
     if not len(made):
         return None
     name = made["silhouette"].idxmax()
@@ -127,16 +129,11 @@ def _setting(choice: Choice | None) -> Line | None:
         return Line("No other layer or probe set parts the domains reliably better.", "signal")
     probes, layer, centered = choice.setting
     how = f"{probes} probes, layer {layer}{', centered' if centered else ''}"
+    options = f"PROBE={probes} " * (probes in PROBE_TYPES) + f"LAYER={layer}" + " CENTERED=1" * centered
     return Line(
-        f"Another setting parts the domains better ({how}): {choice.held_out:.2f} held out, where the usual one has "
-        f"{choice.usual:.2f}: {command(choice)}.", "signal",
+        f"Another setting parts the domains better ({how}): {choice.held_out:.2f} held out, where this one has "
+        f"{choice.own:.2f}. To take it: make report with {options}.", "signal",
     )  # fmt: skip
-
-
-def command(choice: Choice) -> str:
-    """What makes a report in the setting that `choice` recommends."""
-    probes, layer, centered = choice.setting
-    return f"make report PROBE={probes} LAYER={layer}{' CENTERED=1' if centered else ''}"
 
 
 def _alone(names: Sequence[str], found: Findings) -> Line | None:
