@@ -35,7 +35,7 @@ OPTIONS = $(if $(LLGBM_ZOO),--checkpoint-dir="$$LLGBM_ZOO") $(if $(LLGBM_BASE),-
 
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
-.PHONY: help setup report test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
+.PHONY: help setup report explore test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
         bench-architectures bench-explorer bench-headless bench-scale lint clean
 
 help:  ## this list
@@ -56,6 +56,9 @@ $(READY): pyproject.toml constraints.txt
 report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (index.html, notebooks, figures, deltas.csv)
 	$(BIN)/python -m llgbm_nb.report $(OPTIONS)
 
+explore: $(READY)  ## open the explorer alone in a browser; it takes what make report takes
+	$(BIN)/python -m llgbm_nb.report --explore $(OPTIONS)
+
 test: $(READY) lint  ## everything: unit tests, the demo base, papermill runs, and the committed notebooks with nbval
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) --nbval --nbval-sanitize-with tests/nbval.cfg notebooks
@@ -70,7 +73,8 @@ lint: $(READY)  ## ruff, the rules of who imports what, and the bounds of the ho
 	$(BIN)/python benchmarks/house.py
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	set -f; $(BIN)/jupyter lab --notebook-dir . $$LLGBM_ARGS notebooks/04_analysis.ipynb
+	set -f; $(BIN)/jupyter lab --notebook-dir . --ContentsManager.pre_save_hook=llgbm_nb.report.live.on_save \
+	    $$LLGBM_ARGS notebooks/04_analysis.ipynb
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in place, to be committed
 	$(BIN)/python notebooks/run.py

@@ -1,7 +1,8 @@
-"""From a change in the explorer to its new picture, in JupyterLab in a browser: `make bench-explorer`.
+"""From a change to its new picture, in the explorer (JupyterLab) and on a report's page: `make bench-explorer`.
 
 Made-up collections of the demo base's shape (31 layers, hidden size 576, five probes). "kernel" is the time that the
-change takes in Python alone, "on screen" that from the key or the click to the browser's having drawn. Medians.
+change takes in Python alone, "on screen" that from the key or the click to the browser's having drawn. Medians. (On the
+page no Python runs.)
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -76,10 +78,40 @@ def on_screen(page) -> list[float]:
     return [statistics.median(each) for each in times]
 
 
+def on_the_page(browser, run, count: int, folder: Path) -> list[float]:
+    """Medians of what a change of layer and picking another adapter take on the page."""
+    from test_page import findings_of
+
+    from llgbm_nb.report.page import write_page
+
+    many = replace(run, delta_set=made_up(count))
+    write_page(many, findings_of(many), folder)
+    page, times = browser.new_page(viewport={"width": 1400, "height": 1200}), [[], []]
+    page.goto((folder / "index.html").as_uri())
+    page.wait_for_selector("body[data-ready]", timeout=120_000)
+    for _ in range(CHANGES):
+        for kind, key in enumerate(("ArrowLeft", None)):
+            page.locator("#layer").focus()
+            before = page.evaluate("() => document.body.dataset.shown")
+            start = time.perf_counter()
+            if key:
+                page.keyboard.press(key)
+            else:
+                page.locator("#adapter li a, #adapters tbody td").first.click()
+            page.evaluate(_DRAWN, f"() => document.body.dataset.shown !== {before!r}")
+            times[kind].append(time.perf_counter() - start)
+            page.wait_for_timeout(1000)
+    page.close()
+    return [statistics.median(each) for each in times]
+
+
 def main() -> None:
     from lab import chromium, jupyterlab, opened
 
-    print("| adapters | change | kernel, s | on screen, s |\n|---:|---|---:|---:|")
+    from llgbm_nb import compute_deltas, create_probes
+
+    run = compute_deltas(ROOT / "data/teacher_checkpoints", create_probes())
+    print("| adapters | where | change | kernel, s | on screen, s |\n|---:|---|---|---:|---:|")
     with contextlib.ExitStack() as stack:
         folder, home = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
         address, browser = stack.enter_context(jupyterlab(folder, home)), stack.enter_context(chromium())
@@ -94,7 +126,9 @@ def main() -> None:
             seen = on_screen(page)
             page.close()
             for name, kernel, screen in zip(("layer", "probes"), in_the_kernel(count), seen, strict=True):
-                print(f"| {count} | {name} | {kernel:.3f} | {screen:.3f} |", flush=True)
+                print(f"| {count} | explorer | {name} | {kernel:.3f} | {screen:.3f} |", flush=True)
+            for name, screen in zip(("layer", "pick"), on_the_page(browser, run, count, folder), strict=True):
+                print(f"| {count} | page | {name} | | {screen:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{(port := free.getsockname()[1])}"
     settings = [f"--port={port}", "--no-browser", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    settings += ["--ContentsManager.pre_save_hook=llgbm_nb.report.live.on_save"]
     settings += ["--allow-root", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
     binaries = Path(sys.executable).parent
     environment = os.environ | {"JUPYTER_CONFIG_DIR": str(home), "IPYTHONDIR": str(home), "PYTHONPATH": str(ROOT)}

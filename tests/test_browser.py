@@ -3,9 +3,17 @@
 Needs Debian's package chromium (or CHROMIUM=/path/to/it); skipped where there is none.
 """
 
+import contextlib
 import html
+import json
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +21,11 @@ import nbformat
 import numpy as np
 import pytest
 from lab import CHROMIUM, PLOT, SECOND, chromium, jupyterlab, opened
+from playwright.sync_api import Error as PlaywrightError
 from test_geometry import delta_set
 from test_page import findings_of
 
-from llgbm_nb import analysis, compute_deltas, create_probes
+from llgbm_nb import analysis, compute_deltas, create_probes, evidence
 from llgbm_nb.figures import view
 from llgbm_nb.files import ROOT
 from llgbm_nb.report.page import write_page
@@ -119,7 +128,7 @@ def test_the_explorer_in_jupyterlab(page, run):
         boxes.nth(number).uncheck()
     shown = silhouette_shown(page, f"layer {layer} ", "3 of 5 probes")
     assert shown == pytest.approx(silhouette(run, layer, [0, 2, 4]), abs=5e-4)
-    named = page.locator(".llgbm-explorer span[title]").filter(has_text=re.compile(r"^probe \d+$"))
+    named = page.locator(".llgbm-explorer span[title] > span[title]").filter(has_text=re.compile(r"^probe \d+$"))
     titles = [part.get_attribute("title") for part in named.all()]
     assert titles == list(found.probes)
 
@@ -152,6 +161,148 @@ def test_the_explorer_in_jupyterlab(page, run):
         "._fullData.find(trace => trace.type == 'heatmap'); return [figure.shapes[0], [...heat.y]]}"
     )
     assert frame["visible"] and frame["y0"] == rows.index(name) - 0.5
+
+
+def in_the_kernel(page, expression: str) -> str:
+    """The value of a Python expression in the open notebook, as text."""
+    return page.evaluate(
+        """async expression => {
+            const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const asked = kernel.requestExecute({code: "", user_expressions: {it: expression}});
+            return (await asked.done).content.user_expressions.it.data["text/plain"];
+        }""",
+        expression,
+    )
+
+
+def figure(page, what: str):
+    """A value of Plotly's figure in the explorer, called `figure` in the JavaScript `what`."""
+    return page.evaluate(f"() => {{const figure = document.querySelector('{PLOT}'); return {what}}}")
+
+
+def test_lasso_two_settings_and_other_colours_in_jupyterlab(page, run):
+    found, layer = run.delta_set, "figure.data.find(trace => trace.meta == 'here').x[0]"
+    explorer = page.locator(".llgbm-explorer")
+    for box in page.locator(".llgbm-explorer input[type=checkbox]").all()[:5]:
+        box.check()
+    headline(page, "5 of 5 probes")
+    page.get_by_text("probe 2", exact=True).click()  # a click on its name is one on its box
+    headline(page, "4 of 5 probes")
+    page.get_by_text("probe 2", exact=True).click()
+    headline(page, "5 of 5 probes")
+    start = figure(page, layer)
+
+    page.get_by_role("button", name="lasso").click()
+    page.wait_for_function(f"() => document.querySelector('{PLOT}').layout.dragmode === 'lasso'")
+    page.locator(PLOT).scroll_into_view_if_needed()
+    wanted = [i for i, domain in enumerate(found.domains) if domain == "math"]
+    corners = np.array([pixel(page, PLOT, found.names[i]) for i in wanted])
+    (left, top), (right, foot) = corners.min(axis=0) - 8, corners.max(axis=0) + 8
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for corner in ((right, top), (right, foot), (left, foot), (left, top + 1)):
+        page.mouse.move(*corner, steps=6)
+    page.mouse.up()
+    page.wait_for_function(  # the base is loaded
+        "() => document.querySelector('.llgbm-explorer').innerText.includes('less likely')", timeout=120 * SECOND
+    )
+    assert in_the_kernel(page, "explorer.selection.names") == str(tuple(found.names[i] for i in wanted))
+    mine = np.isin(np.arange(len(found)), wanted)
+    cosines = analysis.similarity(found.deltas(start))
+    across, within = cosines[np.ix_(mine, ~mine)].mean(), cosines[np.ix_(mine, mine)][np.triu_indices(len(wanted), 1)]
+    headline(
+        page, f"{len(wanted)} of 15 adapters chosen", f"among them {within.mean():.2f}, with the rest {across:.2f}"
+    )
+    base = run.load_base()
+    assert evidence.tokens_apart(lambda: base, found)(wanted)[0].split()[0] in explorer.inner_text()
+
+    page.get_by_role("button", name="compare settings").click()
+    page.wait_for_function(
+        f"() => document.querySelector('{PLOT}').data.some(each => each.meta === 'kept math' && each.visible)"
+    )
+    page.locator(".llgbm-explorer .noUi-handle").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    one, other = (found.deltas(number) for number in (start, start - 3))
+    correlation, _ = analysis.settings_beside(one, other)
+    headline(page, f"layer {start - 3} ", f"kept: layer {start} ", f"correlate with r = {correlation:.2f}")
+    faded = figure(
+        page,
+        "figure._fullData.filter(each => /^map/.test(each.meta)).map(each => [each.name, each.selectedpoints.length])",
+    )
+    assert dict(faded) == {"code": 0, "commonsense": 0, "math": len(wanted)}  # the lasso's adapters, not its outline
+    page.locator(".llgbm-explorer select").select_option("group")
+    page.wait_for_function(f"() => document.querySelector('{PLOT} .legend').textContent.includes('1')")
+    page.get_by_role("button", name="compare settings").click()
+    page.get_by_role("button", name="lasso").click()
+    page.wait_for_function("() => !document.querySelector('.llgbm-explorer').innerText.includes('chosen')")
+    assert in_the_kernel(page, "len(explorer.selection)") == "0"
+
+
+def test_the_explorer_fits_its_window(page):
+    wide = "figure._fullLayout.yaxis.domain[0] === 0"
+    for width, height, beside in ((1440, 900, True), (1024, 768, False), (1800, 1000, True)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_function(
+            f"""() => {{
+                const figure = document.querySelector('{PLOT}'), inside = document.querySelector('.llgbm-explorer');
+                return figure._fullLayout.width === figure.clientWidth && figure.clientWidth <= inside.clientWidth
+                    && ({wide}) === (figure.clientWidth >= 740);
+            }}"""
+        )
+        page.evaluate("() => document.querySelector('.llgbm-explorer').scrollIntoView()")
+        box, plot = (page.locator(part).bounding_box() for part in (".llgbm-nearest", PLOT))
+        assert (box["x"] >= plot["x"] + plot["width"] - 1 and abs(box["y"] - plot["y"]) < 30) == beside
+        if beside:  # seen without scrolling
+            assert box["y"] + box["height"] < height
+    page.set_viewport_size({"width": 1400, "height": 1500})
+
+
+def test_without_its_kernel_the_explorer_says_so_and_a_saved_notebook_has_its_picture(page, browser, folder):
+    page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
+    [outputs] = [
+        cell.outputs for cell in nbformat.read(folder / "04_analysis.ipynb", 4).cells
+        if "explorer" in cell.metadata.get("tags", [])
+    ]  # fmt: skip
+    assert [sorted(each["data"]) for each in outputs] == [["image/png", "text/plain"]]
+    assert page.locator(PLOT).is_visible()  # what is open stays
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    headline(page, "The kernel of this picture is gone: nothing here answers. Run the cell again.")
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    again = browser.new_page(viewport={"width": 1400, "height": 1500})
+    again.goto(page.url.split("?")[0] + "?reset")
+    again.wait_for_selector(".jp-RenderedImage img", timeout=120 * SECOND)
+    assert "Error displaying widget" not in again.locator(".jp-Notebook").inner_text()
+    again.close()
+
+
+def test_make_explore_shows_the_explorer_alone(browser, folder, run, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "voila.json").write_text(json.dumps({"Voila": {"open_browser": False, "port": port}}))
+    command = [sys.executable, "-m", "llgbm_nb.report", "--explore", "--layer", "20", "--cache-dir", folder / "deltas"]
+    with subprocess.Popen(
+        command, env=os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path)}, start_new_session=True
+    ) as it:
+        page = browser.new_page()
+        try:
+            for _ in range(120):
+                with contextlib.suppress(PlaywrightError):
+                    page.goto(f"http://127.0.0.1:{port}", timeout=300 * SECOND)
+                    break
+                time.sleep(0.5)
+            page.wait_for_selector(f"{PLOT} .main-svg", timeout=300 * SECOND)
+            assert silhouette_shown(page, "layer 20 ") == pytest.approx(silhouette(run, 20), abs=5e-4)
+            page.locator(".llgbm-explorer .noUi-handle").focus()
+            page.keyboard.press("ArrowLeft")
+            assert silhouette_shown(page, "layer 19 ") == pytest.approx(silhouette(run, 19), abs=5e-4)
+            assert page.locator("pre").filter(has_text="import ").count() == 0  # no code
+        finally:
+            os.killpg(it.pid, signal.SIGINT)
+            assert it.wait(60) == 130
+            page.close()
 
 
 @pytest.fixture

@@ -40,7 +40,9 @@ def test_every_file_of_the_package_is_installed():
     modules = {file for file in files if file.suffix == ".py"}
     assert all((file.parent / "__init__.py").exists() for file in modules)
     rooms = SETUPTOOLS["package-data"].items()
-    assert files - modules == {ROOT / room.replace(".", "/") / name for room, names in rooms for name in names}
+    named = [(ROOT / room.replace(".", "/"), name) for room, names in rooms for name in names]
+    assert files - modules == {file for folder, name in named for file in folder.glob(name)}
+    assert all(any(folder.glob(name)) for folder, name in named)
 
 
 def test_every_import_is_declared():

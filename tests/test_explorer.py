@@ -2,14 +2,17 @@
 
 import re
 from dataclasses import replace
+from itertools import combinations
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 import pytest
 from plotly.callbacks import InputDeviceState, Points
 from test_geometry import delta_set
 
 from llgbm_nb import InputError, analysis
+from llgbm_nb.figures import view
 from llgbm_nb.figures.explorer import explore
 
 RNG = np.random.default_rng(0)
@@ -49,7 +52,7 @@ def positions(explorer) -> np.ndarray:
 
 def keys(explorer):
     """The legend's entries, in its order."""
-    return [explorer.traces[f"key {domain}"] for domain in ("code", "law", "math")]
+    return [explorer.traces[f"key {i}"] for i in range(3)]
 
 
 def test_it_begins_with_the_last_layer_and_all_probes(found, explorer):
@@ -179,7 +182,7 @@ def _points(indices):
 
 
 def test_hover_says_who_it_is(found, explorer):
-    texts = [text for trace in explorer.figure.data[:3] for text in trace.text]
+    texts = [text for trace in explorer.figure.data[:3] for text in trace.hovertext]
     assert len(texts) == 12
     cosines = analysis.similarity(found.deltas())
     np.fill_diagonal(cosines, -1)
@@ -244,7 +247,7 @@ def test_names_are_not_taken_for_markup(found):
     explorer = explore(replace(found, names=names))
     explorer.select(0)
     assert "<i>" not in explorer.nearest.value and "&lt;i&gt;" in explorer.nearest.value
-    assert not any("<i>" in text or "$" in text for trace in explorer.figure.data[:3] for text in trace.text)
+    assert not any("<i>" in text or "$" in text for trace in explorer.figure.data[:3] for text in trace.hovertext)
 
 
 def test_nothing_in_it_can_hang_a_headless_run(explorer):
@@ -328,7 +331,7 @@ def test_long_names_are_cut_at_the_edge_and_whole_under_the_pointer(found):
 def test_of_very_many_adapters_only_a_click_says_which_are_near(found, monkeypatch):
     monkeypatch.setattr("llgbm_nb.figures.view.WEBGL", 12)
     explorer = explore(found)
-    texts = [text for trace in explorer.figure.data[:3] for text in trace.text]
+    texts = [text for trace in explorer.figure.data[:3] for text in trace.hovertext]
     assert len(texts) == 12 and not any("nearest" in text for text in texts)
     assert {trace.type for trace in explorer.figure.data[:4]} == {"scattergl"}
     explorer.select(6)
@@ -345,3 +348,147 @@ def test_a_zero_delta_is_similar_to_itself_alone_on_the_heatmap(found):
     explorer = explore(replace(found, differences=differences))
     row = list(explorer.figure.data[4].y).index("n4")
     np.testing.assert_array_equal(explorer.figure.data[4].z[row], np.arange(12) == row)
+
+
+def names_on(explorer, kind="map") -> dict[str, str]:
+    """{name on the map: where it stands}"""
+    traces = [trace for name, trace in explorer.traces.items() if name.startswith(f"{kind} ")]
+    pairs = [pair for trace in traces for pair in zip(trace.text, trace.textposition, strict=True)]
+    return {name: place for name, place in pairs if name}
+
+
+def test_up_to_forty_points_have_their_names_beside_them_and_none_covers_another(found):
+    assert set(names_on(explore(found))) <= set(found.names) and len(names_on(explore(found))) > 6
+    random = np.random.default_rng(1)
+    for points in (random.normal(size=(40, 2)), np.zeros((5, 2)), np.c_[np.arange(40), np.zeros(40)]):
+        names = [f"adapter number {i}" for i in range(len(points))]
+        texts, places = view.names_beside(points, names, 460, 440)
+        size = np.maximum(np.ptp(points, axis=0), 1e-9)
+        boxes = []
+        for (x, y), text, place in zip((points - points.min(axis=0)) / size * (396, 378), texts, places, strict=True):
+            right, up = view.PLACES[place]
+            if text:
+                left, foot = (
+                    x + 8 * right + (right - 1) / 2 * 6 * len(text),
+                    y + up * (6 if right else 8) + (up - 1) * 6,
+                )
+                boxes.append((left, foot, left + 6 * len(text), foot + 12))
+        for one, other in combinations(boxes, 2):
+            assert one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+        assert boxes
+    assert not any(view.names_beside(random.normal(size=(41, 2)), ["n"] * 41)[0])
+
+
+def lasso(explorer, adapters, kind="map"):
+    """The browser's event of a lasso around adapters: a call for each trace that has points in it."""
+    from plotly.callbacks import LassoSelector
+
+    points = (explorer.view if kind == "map" else explorer._kept.view).points
+    corners = points[adapters].mean(axis=0) + 1e-6 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    if len(adapters) > 1:
+        low, high = points[adapters].min(axis=0) - 1e-6, points[adapters].max(axis=0) + 1e-6
+        corners = np.array([low, (high[0], low[1]), high, (low[0], high[1])])
+    event = LassoSelector(xs=corners[:, 0].tolist(), ys=corners[:, 1].tolist())
+    inside = [
+        i for i in range(12) if (points[i] >= corners.min(axis=0)).all() and (points[i] <= corners.max(axis=0)).all()
+    ]
+    for domain in ("code", "law", "math"):
+        if any(DOMAINS[i] == domain for i in inside):
+            explorer.traces[f"{kind} {domain}"]._dispatch_on_selection(Points(point_inds=[0]), event)
+    return inside
+
+
+def test_a_lasso_gives_its_adapters_back_and_says_what_sets_them_apart(found):
+    asked = []
+    explorer = explore(found, tokens=lambda chosen: asked.append(chosen) or ("␣cat <b>", "␣dog"))
+    explorer.lasso.value = True
+    assert explorer.figure.layout.dragmode == "lasso" and len(explorer.selection) == 0
+    inside = lasso(explorer, [0, 3, 6, 9])  # law
+    assert explorer.selection.names == tuple(f"n{i}" for i in inside) and asked == [inside]
+    chosen = np.isin(np.arange(12), inside)
+    cosines, apart = analysis.similarity(found.deltas()), explorer.chosen_text.value
+    across = cosines[np.ix_(chosen, ~chosen)].mean()
+    within = cosines[np.ix_(chosen, chosen)][~np.eye(len(inside), dtype=bool)].mean()
+    assert f"<b>{len(inside)} of 12 adapters chosen</b>: n{inside[0]}" in apart
+    assert f"mean cosine among them {within:.2f}, with the rest {across:.2f}" in apart
+    best = max(range(1, 5), key=lambda layer: analysis.separation(found.deltas(layer), chosen))
+    assert f"part most at layer {best}: {analysis.separation(found.deltas(best), chosen):.2f} times" in apart
+    assert "likelier than with the rest: <code>␣cat &lt;b&gt;</code>" in apart
+    for domain, mine in {d: [i for i in range(12) if DOMAINS[i] == d] for d in ("code", "law", "math")}.items():
+        picked = explorer.traces[f"map {domain}"].selectedpoints
+        assert [mine[i] for i in picked] == [i for i in inside if DOMAINS[i] == domain]
+    explorer.layer.value = 2  # it stays
+    assert explorer.selection.names == tuple(f"n{i}" for i in inside)
+    explorer.traces["map law"]._dispatch_on_deselect(Points())
+    assert len(explorer.selection) == 0 and explorer.chosen_text.value == ""
+    assert explorer.traces["map law"].selectedpoints is None
+    explorer.choose([1, 2])
+    explorer.lasso.value = False
+    assert len(explorer.selection) == 0 and explorer.figure.layout.dragmode == "zoom"
+    with pytest.raises(InputError, match="no adapter 12"):
+        explorer.choose([12])
+
+
+def test_tokens_that_cannot_be_had_are_a_sentence(found):
+    def none(chosen):
+        raise InputError("the base has no <head>")
+
+    explorer = explore(found, tokens=none)
+    explorer.choose([0, 1])
+    assert explorer.chosen_text.value.endswith("no tokens: the base has no &lt;head&gt;") and explorer.view is not None
+
+
+def test_two_settings_lie_side_by_side(found, explorer):
+    before = positions(explorer)
+    explorer.keep.value = True
+    explorer.layer.value, explorer.probes[1].value, explorer.centered.value = 2, False, True
+    kept = np.zeros((12, 2))
+    for domain in ("code", "law", "math"):
+        trace = explorer.traces[f"kept {domain}"]
+        kept[[i for i in range(12) if DOMAINS[i] == domain]] = np.c_[trace.x, trace.y]
+        assert trace.visible and trace.marker.color == explorer.traces[f"map {domain}"].marker.color
+    np.testing.assert_array_equal(kept, before)
+    assert not explorer.traces["heatmap"].visible and set(names_on(explorer, "kept")) <= set(found.names)
+    ours = [found.deltas(), analysis.centered(found.deltas(2, [0, 2]))]
+    off = ~np.eye(12, dtype=bool)
+    pairs = [analysis.similarity(each)[off] for each in ours]
+    said = explorer.beside_text.value
+    assert "layer 4 (last) · 3 of 3 probes · deltas as they are" in said
+    assert f"correlate with r = {np.corrcoef(*pairs)[0, 1]:.2f}" in said
+    own = [np.corrcoef(*(np.delete(analysis.similarity(each)[i], i) for each in ours))[0, 1] for i in range(12)]
+    assert re.findall(r"(n\d+) \((-?\d\.\d\d)\)", said)[0] == (f"n{np.argmin(own)}", f"{min(own):.2f}")
+    inside = lasso(explorer, [2, 5], "kept")  # on either map
+    assert explorer.selection.names == tuple(f"n{i}" for i in inside)
+    explorer.select(3)
+    np.testing.assert_array_equal([explorer.traces["ring kept"].x, explorer.traces["ring kept"].y], before[[3]].T)
+    assert not explorer.figure.layout.shapes[0].visible
+    explorer.keep.value = False
+    assert explorer.traces["heatmap"].visible and not explorer.traces["kept law"].visible
+    assert explorer.beside_text.value == "" and explorer.figure.layout.shapes[0].visible
+
+
+def test_points_are_coloured_by_other_labels(found):
+    ranks = ["16"] * 7 + ["8"] * 4 + ["unknown"]
+    explorer = explore(found, labels=pd.DataFrame({"rank": ranks}))
+    assert explorer.color.options == ("domain", "norm", "rank")
+    explorer.color.value = "rank"
+    colours = np.empty(12, object)
+    for domain in ("code", "law", "math"):
+        mine = [i for i in range(12) if DOMAINS[i] == domain]
+        own = explorer.traces[f"map {domain}"].marker.color
+        colours[mine] = [own] * len(mine) if isinstance(own, str) else own
+    assert len(set(colours)) == 3 and all(
+        len({c for c, r in zip(colours, ranks, strict=True) if r == rank}) == 1 for rank in ranks
+    )
+    legend = {key.name: key.marker.color for key in keys(explorer) if key.showlegend}
+    assert legend == {"16": colours[0], "8": colours[7], "other": colours[11]}
+    explorer.color.value = "domain"
+    assert [key.name for key in keys(explorer)] == ["code", "law", "math"]
+
+
+def test_of_a_narrow_window_the_heatmap_lies_below_the_map(explorer):
+    explorer._around.narrow = True
+    layout = explorer.figure.layout
+    assert layout.yaxis2.domain[1] < layout.yaxis.domain[0] and layout.xaxis.domain == (0, 1)
+    explorer._around.narrow = False
+    assert layout.yaxis2.domain == layout.yaxis.domain and layout.xaxis.domain[1] < layout.xaxis2.domain[0]

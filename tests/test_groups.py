@@ -6,6 +6,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from llgbm_nb import analysis
 from llgbm_nb.analysis import groups
+from llgbm_nb.delta_set import DeltaSet
 
 
 def planted(sizes, spread=0.3, hidden=32, seed=0) -> tuple[np.ndarray, np.ndarray]:
@@ -82,3 +83,52 @@ def test_the_sentence_names_them():
     deltas, _ = planted((5, 4, 1))
     text = analysis.about_groups(analysis.find_groups(deltas), [f"n{i}" for i in range(10)])
     assert "1: n0, n1, n2, n3, n4\n" in text and "2: n5, n6, n7, n8\n" in text and text.endswith("in none: n9")
+
+
+def members(numbers, names, domains=None):
+    """(groups, set) of adapters called `names`; p says that there are groups."""
+    domains = domains or ["unknown"] * len(names)
+    zeros = tuple(np.zeros((len(names), 1, 1, 1), np.float32))
+    kinds, base = ("LoRA",) * len(names), np.zeros((1, 1, 1), np.float32)
+    found = DeltaSet(tuple(names), tuple(names), tuple(domains), kinds, ("a",), base, zeros)
+    return groups.Groups(np.array(numbers), 0.5, 0.01), found
+
+
+@pytest.mark.parametrize(
+    ("names", "domains", "name"),
+    [
+        (["gsm8k-1", "gsm8k-2", "code-1", "arc-1"], ["math"] * 4, "gsm8k"),  # half of the stems
+        (["a", "b", "c", "d"], ["math", "math", "math", "code"], "math"),  # no two names are alike
+        (["a-1", "a-2", "b-1", "b-2", "c-1"], ["unknown"] * 5, "a + b"),
+        (["a", "b"], ["unknown"] * 2, "a + b"),
+        (["unknown-1", "unknown-2"], ["unknown"] * 2, "group"),  # which is no label
+    ],
+)
+def test_a_group_is_called_by_what_most_of_its_members_share(names, domains, name):
+    named = analysis.as_domains(*members([0] * len(names), names, domains))
+    assert named.domains == (name,) * len(names) and named.names == tuple(names)
+
+
+def test_names_of_groups_are_unique_and_who_is_in_none_has_none():
+    found = members([0, 0, 1, 1, -1, 2, 2], ["code-1", "code-2", "code-3", "code-4", "math-1", "law-1", "law-2"])
+    assert analysis.as_domains(*found).domains == ("code 1", "code 1", "code 2", "code 2", "unknown", "law", "law")
+    table = analysis.group_table(*found)
+    assert [*table.index] == ["code 1", "code 2", "law"] and [*table["group"]] == [1, 2, 3]
+    assert [*table["members"]] == ["code-1, code-2", "code-3, code-4", "law-1, law-2"]
+    long = members([0] * 6, [f"x-{i}" for i in range(6)])
+    assert [*analysis.group_table(*long)["members"]] == ["x-0, x-1, x-2, x-3 and 2 more"]
+
+
+def test_names_are_of_what_tells_the_groups_apart():
+    """All are called "lora", the groups differ by domain; a domain that is two groups is told by its names."""
+    by_domain = members([0, 0, 1, 1], [f"lora-{i}" for i in range(4)], ["math", "math", "law", "law"])
+    assert analysis.as_domains(*by_domain).domains == ("math", "math", "law", "law")
+    by_stem = members([0, 0, 1, 1], ["gsm-1", "gsm-2", "arc-1", "arc-2"], ["math"] * 4)
+    assert analysis.as_domains(*by_stem).domains == ("gsm", "gsm", "arc", "arc")
+
+
+def test_one_cloud_and_too_few_have_no_names():
+    found = members([0, 0], ["a-1", "a-2"])
+    for none in (groups.Groups(np.array([0, 0]), 0.1, 0.5), groups.Groups(np.array([-1, -1]), np.nan, np.nan, "few")):
+        assert analysis.as_domains(none, found[1]).domains == ("unknown",) * 2
+        assert not len(analysis.group_table(none, found[1]))

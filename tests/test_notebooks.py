@@ -1,5 +1,6 @@
 """The notebooks as people call them: papermill from the shell, what they leave behind, wrong parameters."""
 
+import html
 import json
 import os
 import re
@@ -55,6 +56,11 @@ def test_what_a_run_leaves_behind(executed):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["adapters"]["total"] == 5 and summary["failed"] == {}
     assert {point["result"] for point in summary["soundness"].values()} == {"pass"}
+    assert summary["uses"]["additivity"] and summary["verdict"][-1] == summary["uses"]["verdict"]
+    page = (out / "index.html").read_text()  # 05_evidence wrote it, 06_uses added to it
+    assert "06_uses has not been run yet" not in page and summary["uses"]["verdict"] in page
+    command = html.unescape(re.sub("<!--.*?-->", "", re.search("<code>(make report .*?)</code>", page)[1]))
+    assert command.startswith("make report ZOO=/") and command.endswith(" QUERY=data/queries")
 
 
 def test_the_csv_holds_the_deltas_of_the_cache(executed):

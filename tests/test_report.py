@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,41 @@ def test_python_dash_m_says_what_is_wrong_in_one_line():
     command = [sys.executable, "-m", "llgbm_nb.report", "--checkpoint-dir", "/nowhere", "--max-length", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "error: max_length is 0; it must be a whole number, 1 or more\n"
+
+
+def test_the_command_of_a_report_says_what_is_no_default_and_makes_it_again(reports, ran, zoo, capsys):
+    """What the shell and make would hand on is parsed again, and gives the same values."""
+
+    def again(**chosen) -> tuple[str, dict]:
+        given = run.command(check(run.defaults() | chosen))
+        make, report, *words = shlex.split(given)
+        assert (make, report) == ("make", "report")
+        values = dict(word.split("=", 1) for word in words)
+        args = shlex.split(values.pop("ARGS", ""))
+        names = {short: name for name, short in run.VARIABLES.items()}
+        options = {names[short]: text for short, text in values.items()}
+        makefile = (ROOT / "Makefile").read_text()
+        for short, name in names.items():
+            assert f"LLGBM_{short})" in makefile or f"$(value {short})" in makefile
+            assert f"--{name.replace('_', '-')}" in makefile
+        centered = ["--centered"] * bool(options.pop("centered", ""))
+        run.main(["--run", "x", *(f"--{k.replace('_', '-')}={v}" for k, v in options.items()), *centered, *args])
+        return given, check(ran[-1][1]).__dict__ if ran else {}
+
+    assert again()[0] == "make report"
+    folder = zoo.parent / "my zoo's $HOME"
+    shutil.copytree(zoo, folder)
+    (folder / "p.txt").write_text("one")
+    for chosen in (
+        dict(probe_type="code", layer=14, centered=True, dtype="bfloat16", max_length=12),
+        dict(trust_remote_code=True, query="", soundness_sample=0), dict(probe_file=str(folder / "p.txt")),
+        dict(query=str(ROOT / "data/queries"), device="cpu", adapter="-"),
+    ):  # fmt: skip
+        text, values = again(checkpoint_dir=str(folder), **chosen)
+        assert values == vars(check(run.defaults() | chosen | dict(checkpoint_dir=str(folder))))
+    assert again(force_recompute=True, cluster="local:2")[0] == "make report"
+    shown = "make report PROBE=code LAYER=14 CENTERED=1 ARGS='--dtype bfloat16 --max-length 12'"
+    assert again(probe_type="code", layer=14, centered=True, dtype="bfloat16", max_length=12)[0] == shown
 
 
 @pytest.mark.slow

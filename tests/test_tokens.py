@@ -422,3 +422,20 @@ def test_the_space_that_sentencepiece_drops_at_the_start_is_shown():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     assert tokenizer.decode([0]) == "the"  # as Llama-2's
     assert [tokens.readable(tokenizer, t) for t in range(6)] == ["␣the", "the", "␣", "a", "↵", "<id 5>"]
+
+
+def test_what_sets_adapters_apart_is_what_their_mean_says_beside_the_others(case):
+    found, head = case.delta_set, case.head
+    zero = replace(found, differences=tuple(np.zeros_like(found.differences[0]) if i == 1 else d
+                                            for i, d in enumerate(found.differences)))  # fmt: skip
+    some = zero.subset([0, 1])
+    table = tokens.top_tokens(head, some, k=5)
+    apart = tokens.tokens_apart(lambda: load_base(str(case.base), device="cpu"), some, k=5)
+    assert apart([0]) == (table["up"].iloc[0], table["down"].iloc[0])  # the rest does what the base does
+    both = found.subset([0, 2])
+    log = [torch.log_softmax(x, -1) for x in (case.after[2], case.after[0])]
+    up, down = ((x.exp() * (log[1] - log[0])).mean(0) for x in (log[1], log[0]))
+    leading = [tokens.readable(head.tokenizer, int(i)) for i in up.topk(3).indices]
+    least = [tokens.readable(head.tokenizer, int(i)) for i in (-down).topk(3).indices]
+    said = tokens.tokens_apart(lambda: load_base(str(case.base), device="cpu"), both, k=3)([0])
+    assert said == (" ".join(leading), " ".join(least))

@@ -8,7 +8,7 @@ import pytest
 
 from llgbm_nb import analysis, evidence, uses
 from llgbm_nb.delta_set import DeltaSet
-from llgbm_nb.report.verdict import Findings, verdict
+from llgbm_nb.report.verdict import Findings, additivity_line, verdict
 
 NO_LABELS = pd.DataFrame(index=range(15))
 
@@ -118,6 +118,34 @@ def test_what_rounding_does_comes_first_and_there_are_six_sentences_at_most():
     assert lines[0] == "code-0, law-5 change hardly more than rounding does: their directions mean nothing."
     assert len(lines) <= 6
     assert found_in(made(5, DOMAINS).subset([])) == ["No adapter could be used."]
+
+
+def pairs_of(*rows) -> pd.DataFrame:
+    """`uses.additivity`'s table of (error, cosine, single); the adapters are a0 + b0, a1 + b1, …"""
+    columns = ["adapter", "other", "error", "cosine", "single"]
+    return pd.DataFrame([(f"a{i}", f"b{i}", *row) for i, row in enumerate(rows)], columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([(0.03, 0.99, 0.9), (0.09, 0.99, 0.9)], "nearly the sum here (3–9 % off)."),
+        ([(0.09, 0.99, 0.9)], "nearly the sum here (9 % off)."),
+        ([(0.09, 0.99, 0.9903)], "nearly the sum here (9 % off)."),  # a tie is not worse
+        ([(0.05, 0.99, 0.9), (0.35, 0.9, 0.8)], "not always the sum here (5–35 % off)."),
+        ([(0.25, 0.99, 0.9), (0.49, 0.8, 0.85), (np.nan,) * 3],
+         "not the sum here (25–49 % off); for a1 + b1 the sum is worse than one of them."),
+        ([(0.25, 0.9, 0.95), (0.49, 0.7, 0.85)],
+         "not the sum here (25–49 % off); for a1 + b1 and 1 more the sum is worse than one of them."),
+    ],
+)  # fmt: skip
+def test_whether_two_at_once_are_their_sum(rows, text):
+    line = additivity_line(pairs_of(*rows))
+    assert line.text == f"Two adapters at once are {text}" and line.evidence == "uses"
+
+
+def test_without_a_measured_pair_nothing_is_said_of_sums():
+    assert additivity_line(pairs_of()) is additivity_line(pairs_of((np.nan,) * 3)) is None
 
 
 def claims(line: str) -> bool:

@@ -7,8 +7,8 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "geometry": ["Pairs", "centered", "cluster_tree", "compared", "directions", "domain_means", "nearest", "norms",
-                 "pairs", "similarity", "spread_sample"],
-    "groups": ["Groups", "agreement", "find_groups"],
+                 "pairs", "separation", "settings_beside", "similarity", "spread_sample"],
+    "groups": ["Groups", "agreement", "as_domains", "find_groups", "group_table"],
     "silhouettes": ["ALL_ALIKE", "ALL_ZERO", "Silhouette", "silhouette", "silhouette_by_layer", "silhouette_samples"],
     "projection": ["pca", "tsne", "turned"],
     "sentences": ["about_base_norms", "about_groups", "about_layers", "about_map", "about_neighbours", "about_norms",

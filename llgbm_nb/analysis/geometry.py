@@ -4,6 +4,7 @@ Adapters are compared by the cosine of their deltas, as in the Delta Activations
 similar there is the direction in which behaviour moved. Adapters of the domain "unknown" are left out of every score.
 """
 
+import warnings
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -87,6 +88,46 @@ def nearest(rows: np.ndarray, k: int, of: int | None = None) -> tuple[np.ndarray
             values[start + each, rank] = cosines[each, best]
             cosines[each, best] = -np.inf
     return found, values
+
+
+def settings_beside(one: np.ndarray, other: np.ndarray) -> tuple[float, np.ndarray]:
+    """Who is similar to whom, by two settings of the same adapters: (adapters, hidden) each, of whatever sizes.
+
+    The correlation of the cosines of all pairs, and of each adapter 1 - that of its own cosines: how far it moved,
+    float64 (adapters,). NaN where all cosines are alike. Of more than MANY adapters, cosines are those with MANY.
+    """
+    random, count = np.random.default_rng(0), len(one)
+    some = np.arange(count) if count <= MANY else np.sort(random.choice(count, MANY, replace=False))
+    cosines = np.stack([(rows := directions(each)) @ rows[some].T for each in (one, other)])
+    cosines[:, some, np.arange(len(some))] = np.nan  # each beside itself
+    return float(_correlation(cosines.reshape(2, -1))), 1 - _correlation(cosines)
+
+
+def _correlation(pair: np.ndarray) -> np.ndarray:
+    """Pearson's, over the last axis of `pair` (2, …, n), without NaN; NaN where one of the two does not vary."""
+    if not np.isfinite(pair).any():
+        return np.full(pair.shape[1:-1], np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row without a number
+        rest = pair - np.nanmean(pair, axis=-1, keepdims=True)
+    (one, other), sizes = rest, np.sqrt(np.nansum(rest**2, axis=-1))
+    varies = (sizes > 1e-9).all(axis=0)
+    return np.divide(
+        np.nansum(one * other, axis=-1), sizes[0] * sizes[1], out=np.full_like(sizes[0], np.nan), where=varies
+    )
+
+
+def separation(deltas: np.ndarray, chosen: np.ndarray) -> float:
+    """How far the mean of the `chosen` rows (a mask) is from the others', in shares of how far rows lie from theirs.
+
+    Both are root mean squares; NaN where there is nothing on one side, or all rows are their side's mean.
+    """
+    if chosen.all() or not chosen.any():
+        return np.nan
+    sides = [deltas[chosen], deltas[~chosen]]
+    means = [side.mean(axis=0, dtype=np.float64) for side in sides]
+    spread = sum(((side - mean) ** 2).sum() for side, mean in zip(sides, means, strict=True)) / len(deltas)
+    return float(np.linalg.norm(means[0] - means[1]) / np.sqrt(spread)) if spread else np.nan
 
 
 def spread_sample(domains, most: int, unknown: bool = False) -> list[int]:

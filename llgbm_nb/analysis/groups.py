@@ -6,19 +6,23 @@ drawn from one normal distribution with the directions' own mean and covariance,
 Liu et al. 2008, SigClust, with the silhouette of the best cut for its cluster index).
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from ..collection.adapters import UNKNOWN
+from ..collection.labels import stem
+from ..delta_set import DeltaSet
 from .geometry import average_linkage, directions, similarity
 from .silhouettes import silhouette_samples
 
 FORMED = 200  # adapters that groups are formed of; of more, so many random ones, and the others join them
 CUTS = 40  # groups at most
 DRAWS = 99  # pools without groups
+MEMBERS = 4  # of a group, that its row in a table calls by name
 LEVEL = 0.05  # the share of pools without groups that would be said to have some
 
 
@@ -45,6 +49,57 @@ class Groups:
     def labels(self) -> list[str]:
         """The group of every adapter as a label of its own: "1", "2", …; "alone 7" of adapter 7 that is in none."""
         return [str(number + 1) if number >= 0 else f"alone {i}" for i, number in enumerate(self.numbers.tolist())]
+
+
+def as_domains(groups: Groups, found: DeltaSet) -> DeltaSet:
+    """The set with the groups' names for its domains, and "unknown" of what is in none, or where there are no groups.
+
+    A name is of the group's members: the stem of their names, or the domain, that at least half of them share, else the
+    two most frequent ones. Of stem and domain that comes first which tells more groups apart; of groups that would
+    have the same name, each has its number behind it.
+    """
+    count = 0 if groups.is_one_cloud else groups.count
+    members = [np.flatnonzero(groups.numbers == number) for number in range(count)]
+    ways = [[_leading([values[i] for i in mine]) for mine in members]
+            for values in ([*map(stem, found.names)], found.domains)]  # fmt: skip
+    ways.sort(key=_told_apart, reverse=True)
+    names = [_name(*ways_of_one) for ways_of_one in zip(*ways, strict=True)]
+    while len({*names}) < len(names):
+        names = [f"{name} {i}" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
+    labels = [*names, UNKNOWN] if names else [UNKNOWN]
+    return replace(found, domains=tuple(labels[number if names else -1] for number in groups.numbers.tolist()))
+
+
+def _leading(values: list[str]) -> list[str]:
+    """The value that at least half of several share; else the two most frequent ones, or none if there are no two."""
+    counts = Counter(value for value in values if value != UNKNOWN).most_common(2)
+    shared = [value for value, count in counts[:1] if count > 1 and 2 * count >= len(values)]
+    return shared or [value for value, _ in counts if len(counts) > 1]
+
+
+def _told_apart(names: list[list[str]]) -> int:
+    """How many different names are shared ones."""
+    return len({each[0] for each in names if len(each) == 1})
+
+
+def _name(first: list[str], other: list[str]) -> str:
+    """What is shared, by either of the two, rather than what is not."""
+    return " + ".join(min(filter(None, (first, other)), key=len, default=["group"]))
+
+
+def group_table(groups: Groups, found: DeltaSet) -> pd.DataFrame:
+    """A row per group, called by its name (`as_domains`): `group` (its number), `adapters`, and some of the `members`.
+
+    Empty where there are no groups.
+    """
+    named, rows = as_domains(groups, found), {}
+    for number in range(groups.count):
+        mine = np.flatnonzero(groups.numbers == number)
+        if named.domains[mine[0]] != UNKNOWN:
+            more = f" and {len(mine) - MEMBERS:,} more" if len(mine) > MEMBERS else ""
+            members = ", ".join(found.names[i] for i in mine[:MEMBERS]) + more
+            rows[named.domains[mine[0]]] = number + 1, len(mine), members
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["group", "adapters", "members"]).rename_axis("name")
 
 
 def find_groups(deltas: np.ndarray, seed: int = 0) -> Groups:

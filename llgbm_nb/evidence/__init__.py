@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "labels": ["by_label"],
     "layer_choice": ["Choice", "by_probe_count", "choice_text", "choose", "joined", "probe_set_deltas", "sampled",
                      "silhouette_grid"],
-    "tokens": ["beside_the_mean", "domain_tokens", "top_tokens"],
+    "tokens": ["beside_the_mean", "domain_tokens", "tokens_apart", "top_tokens"],
     "alternatives": ["compare_methods", "methods_table", "methods_text"],
     "soundness": ["check_soundness"],
     "figures": ["chance_figure", "count_figure", "grid_figure", "trust_figure"],

@@ -13,9 +13,9 @@ changes the LM head itself. How deltas are computed is unknown here.
 
 import copy
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -182,6 +182,24 @@ def domain_tokens(head: Head, delta_set: DeltaSet, layer=-1, ranking="share", ce
     return _table(head, scores, k, pd.Index([*groups], object, name="domain"), "adapters", map(len, groups.values()))
 
 
+def tokens_apart(load_base: Callable[[], BaseModel], delta_set: DeltaSet, k: int = 8) -> Callable:
+    """A function of adapters' indices: the `k` next tokens that their mean makes likelier than the others' mean does,
+    and those that it makes less likely, two texts. By share, at the last layer.
+
+    The base is loaded on the first call, which raises InputError as `read_head` does.
+    """
+    head = cache(lambda: read_head(load_base()))
+
+    def apart(chosen: Iterable[int]) -> tuple[str, str]:
+        mine, pool = np.isin(np.arange(len(delta_set)), [*chosen]), delta_set.differences_at(-1)
+        own, others = (pool[side].mean(axis=0, dtype=np.float64).astype(np.float32) for side in (mine, ~mine))
+        lens = delta_set.layer_number(-1) != head().layers
+        [scores] = _compare(head(), delta_set.base_at(-1), others, [own], lens, "share")
+        return _leading(head(), scores.up, k), _leading(head(), -scores.down, k)
+
+    return apart
+
+
 def beside_the_mean(table, base: BaseModel, delta_set: DeltaSet, layer=-1, ranking="share", k=5) -> pd.DataFrame:
     """`table` (`top_tokens` or `domain_tokens`), and beside it the tokens of the centered deltas.
 
@@ -200,12 +218,15 @@ def beside_the_mean(table, base: BaseModel, delta_set: DeltaSet, layer=-1, ranki
 
 
 def _table(head: Head, scores: Iterator[Scores], k: int, index: pd.Index, name: str, about: Iterable) -> pd.DataFrame:
-    def leading(scores: np.ndarray) -> str:  # the `k` tokens with the largest positive scores, the largest first
-        values, ids = torch.as_tensor(scores).topk(min(k, len(scores)))
-        return " ".join(readable(head.tokenizer, int(token)) for token in ids[values > 0])
-
+    leading = partial(_leading, head, k=k)
     rows = [(what, leading(s.up), leading(-s.down), s.kl) for what, s in zip(about, scores, strict=True)]
     return pd.DataFrame(rows, index, [name, "up", "down", "KL"])
+
+
+def _leading(head: Head, scores: np.ndarray, k: int) -> str:
+    """The `k` tokens with the largest positive scores, the largest first."""
+    values, ids = torch.as_tensor(scores).topk(min(k, len(scores)))
+    return " ".join(readable(head.tokenizer, int(token)) for token in ids[values > 0])
 
 
 def readable(tokenizer, token: int) -> str:

@@ -5,126 +5,142 @@ runs now and then. Run headless, the explorer leaves a picture of its first map.
 """
 
 import html
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anywidget
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
+import traitlets
 from IPython.core.pylabtools import print_figure
+from matplotlib.path import Path as Polygon
 
-from ..analysis.geometry import centered, nearest
+from ..analysis.geometry import centered, separation
 from ..analysis.silhouettes import silhouette
 from ..delta_set import DeltaSet, mean_over_probes
 from ..errors import InputError
-from . import collection, explorer_figure
+from . import collection, explorer_figure, explorer_texts
 from . import view as maps
+from .explorer_controls import Controls
+from .explorer_figure import arrangement
 
 MEMORY = 2**30  # bytes of hidden states that are held, so that a change need not read them again
-BOXES = 100  # of more probes, a range is chosen
 
 
 class _Surroundings(anywidget.AnyWidget):
-    """Nothing to see: the figure's width, and its text in the colour of the theme."""
+    """Nothing to see but whether there is a kernel: it fits the figure to its width, and says if that is `narrow`."""
 
     _esm, _css = Path(__file__).with_suffix(".js"), Path(__file__).with_suffix(".css")
+    narrow = traitlets.Bool(False).tag(sync=True)
+
+
+class _Kept(NamedTuple):
+    """A setting that another is compared with."""
+
+    view: maps.View
+    compared: np.ndarray  # deltas (adapters, hidden), centered or not
+    where: str
 
 
 class Explorer(widgets.VBox):
     """The explorer of a set of deltas, to be a cell's last value. It begins at `layer`, `centered` or not.
 
-    `.layer`, `.probes` (a box for each; of more than BOXES, one range), `.projection`, `.centered` and `.color` are its
-    controls (ipywidgets), `.select(i)` does what a click on adapter i does, and `.view` holds the numbers of the
-    picture (`View`).
+    `.layer`, `.probes` (a box for each; of more than BOXES, one range), `.projection`, `.centered`, `.color`, `.lasso`
+    and `.keep` are its controls (ipywidgets), `.select(i)` does what a click on adapter i does, `.choose(indices)` what
+    the lasso does, `.selection` is the DeltaSet of the chosen ones, and `.view` holds the numbers of the picture
+    (`View`). Points are coloured by domain, norm, or a column of `labels` (a row for each adapter). `tokens`, given the
+    chosen indices, is asked for the tokens that these make likelier than the rest do, and those less likely.
     """
 
-    def __init__(self, delta_set: DeltaSet, layer: int = -1, centered: bool = False):
-        self.delta_set, self.selected, self.other = delta_set, None, None
+    def __init__(
+        self, delta_set: DeltaSet, layer: int = -1, centered: bool = False, labels: pd.DataFrame | None = None,
+        tokens: Callable[[list[int]], tuple[str, str]] | None = None,
+    ):  # fmt: skip
+        self.delta_set, self.selected, self.other, self.view, self._tokens = delta_set, None, None, None, tokens
         self._lowest = 0.0  # end of the silhouette's axis
+        self._labels = {} if labels is None else {str(name): [*map(str, column)] for name, column in labels.items()}
+        self._chosen, self._said = np.zeros(len(delta_set), bool), ""  # adapters, and their tokens
+        self._lassoed = self._kept = None  # the last lasso; what the setting is compared with
         one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
-        self._tsne = lru_cache(64)(self._map_of)
+        self._tsne = lru_cache(64)(lambda layer, centered, probes: self._view(layer, centered, "t-SNE"))
         self._rows = maps.heatmap_rows(delta_set.domains)  # adapters of each row of the heatmap
-        numbers, last, layer = delta_set.layer_numbers, delta_set.layer_numbers[-1], delta_set.layer_number(layer)
-        self.layer = widgets.SelectionSlider(
-            options=[("0 (embeddings)" if n == 0 else f"{n} (last)" if n == last else str(n), n) for n in numbers],
-            value=layer, description="layer", layout={"width": "98%"}, style={"description_width": "52px"},
-        )  # fmt: skip
-        self.probes = _probe_controls(delta_set.probes)
-        self.projection = widgets.ToggleButtons(options=maps.PROJECTIONS, style={"button_width": "70px"})
-        self.centered = widgets.Checkbox(
-            value=centered, description="centered (minus the pool's mean delta)", indent=False,
-            layout={"width": "310px"},
-        )  # fmt: skip
-        self.color = widgets.ToggleButtons(options=["domain", "norm"], style={"button_width": "70px"})
-        self.headline, self.nearest = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12px", "flex": "0 1 auto"})
-        self.view = maps.view_of(self.deltas(layer), delta_set.domains, centered)
+        layer = delta_set.layer_number(layer)
+        self.controls = Controls(delta_set, layer, centered, self._labels)
+        for name, control in vars(self.controls).items():
+            if not name.startswith("_"):
+                setattr(self, name, control)
+        self.headline, self.chosen_text, self.beside_text = (widgets.HTML() for _ in range(3))
+        self.nearest = widgets.HTML(layout={"margin": "0 0 0 12px"})
+        self.view = self._view(layer, centered, "PCA")
+        self._entries = max(len(self._colours(by).keys) for by in self.color.options)  # of the legend, at most
         traces, layout = self._picture()
         curve, axis = self._silhouettes()
-        self.figure = explorer_figure.new_figure(delta_set, self._rows, traces | curve, layout | axis)
+        self.figure = explorer_figure.new_figure(delta_set, self._rows, self._entries, traces | curve, layout | axis)
         self.traces = {trace.meta: trace for trace in self.figure.data}
         self._maps = [name for name in self.traces if name.startswith("map ")]
         [self._frame] = self.figure.select_shapes(dict(name="frame"))
         self.figure._config = {"responsive": True, "displayModeBar": False}  # it would cover the silhouette
-        self.headline.value = self._headline()
+        self.headline.value = explorer_texts.headline(self.delta_set, self.view.score, self.controls.where)
         self._mark()
-        picture = widgets.HBox([self.figure, self.nearest], layout={"flex_flow": "row wrap"})
-        picture.add_class("llgbm-picture")
-        super().__init__([_Surroundings(), self.headline, self.layer, *self._boxes(), picture])
+        self._around, texts = _Surroundings(), (self.headline, self.beside_text, self.chosen_text)
+        super().__init__([self._around, *texts, *self.controls.rows, _side_by_side(self.figure, self.nearest)])
         self.add_class("llgbm-explorer")
         self._observe()
-
-    def _boxes(self) -> list[widgets.HBox]:
-        """The probes' boxes with their names, and the other controls, each in a row that wraps."""
-        names = [  # beside the box, as a described one has no tooltip
-            widgets.HTML(f'<span title="{html.escape(text)}">probe {i}</span>', layout={"margin": "2px 14px 2px 0"})
-            for i, text in enumerate(self.delta_set.probes[:BOXES], start=1)
-        ]
-        ticks = self.probes if self._is_range else [widgets.HBox(pair) for pair in zip(self.probes, names, strict=True)]
-        controls = [widgets.Label("map"), self.projection, widgets.Label("colour by"), self.color, self.centered]
-        return [
-            widgets.HBox(ticks, layout={"flex_flow": "row wrap", "max_height": "90px", "overflow": "auto"}),
-            widgets.HBox(controls, layout={"flex_flow": "row wrap", "align_items": "center"}),
-        ]
 
     def _observe(self) -> None:
         handlers = {self.layer: self._on_change, self.projection: self._on_change, self.color: self._paint}
         handlers |= dict.fromkeys((self.centered, *self.probes), self._on_new_deltas)
+        handlers |= {self.lasso: self._on_lasso, self.keep: self._on_keep}
         for control, handler in handlers.items():
             control.observe(partial(self._guarded, handler), "value")
+        self._around.observe(lambda change: self._change({}, arrangement(len(self.delta_set), change["new"])), "narrow")
         for domain, mine in maps.by_domain(self.delta_set.domains).items():
-            self.traces[f"map {domain}"].on_click(partial(self._on_click, mine))
+            for name in ("map", "kept"):
+                trace = self.traces[f"{name} {domain}"]
+                trace.on_click(partial(self._on_click, mine))
+                trace.on_selection(self._on_selection)
+                trace.on_deselect(lambda *event: self.choose([]))
         self.traces["curve"].on_click(self._on_curve)
         self.traces["heatmap"].on_click(self._on_cell)
 
-    @property
-    def _is_range(self) -> bool:
-        return isinstance(self.probes[0], widgets.IntRangeSlider)
-
-    @property
-    def chosen(self) -> tuple[int, ...]:
-        """Indices of the probes that are ticked."""
-        if self._is_range:
-            first, last = self.probes[0].value
-            return tuple(range(first - 1, last))
-        return tuple(i for i, box in enumerate(self.probes) if box.value)
-
     def deltas(self, layer: int) -> np.ndarray:
         """Delta(M, B) of every adapter at `layer`, over the ticked probes: float32 (adapters, hidden)."""
-        return mean_over_probes(self._states(layer).swapaxes(0, 1)[list(self.chosen)])
+        return mean_over_probes(self._states(layer).swapaxes(0, 1)[list(self.controls.chosen)])
 
     def select(self, adapter: int | None, other: int | None = None) -> None:
         """Mark an adapter (its index) on map and heatmap, and list its nearest ones; None: no adapter.
 
         With an `other`, both are marked on the map, and their cosine is said.
         """
-        for each in (adapter, other):
-            if each is not None and not 0 <= each < len(self.delta_set):
-                raise InputError(f"there is no adapter {each}; they are counted from 0 to {len(self.delta_set) - 1}")
+        _check([each for each in (adapter, other) if each is not None], self.delta_set)
         self.selected, self.other = None if adapter is None else int(adapter), other if other != adapter else None
         self._mark()
 
-    def _guarded(self, handler, change) -> None:
+    @property
+    def selection(self) -> DeltaSet:
+        """The adapters that are chosen, by the lasso or `choose`."""
+        return self.delta_set.subset(np.flatnonzero(self._chosen))
+
+    def choose(self, adapters) -> None:
+        """Choose adapters (indices), as the lasso does: the others fade, and what sets these apart is said."""
+        _check(adapters := list(adapters), self.delta_set)
+        self._chosen, self._said = np.isin(np.arange(len(self.delta_set)), adapters), ""
+        self._separate()
+        if self._tokens and self._chosen.any() and not self._chosen.all():
+            self.chosen_text.value = f"<b>comparing {len(adapters)} of {explorer_texts.count(self.delta_set)} …</b>"
+            self._said = _asked(self._tokens, adapters)
+        self._paint()
+
+    def _separate(self) -> None:
+        """How far the chosen adapters' mean is from the rest's, at every layer."""
+        numbers = self.delta_set.layer_numbers if self._chosen.any() and self.controls.chosen else ()
+        self._apart = {number: separation(self.deltas(number), self._chosen) for number in numbers}
+
+    def _guarded(self, handler, change=None) -> None:
         """Run a control's handler, its errors shown above the map: else they go to a log that nobody reads."""
         try:
             handler()
@@ -136,6 +152,28 @@ class Explorer(widgets.VBox):
     def _on_click(self, mine: np.ndarray, trace, points, state) -> None:
         if points.point_inds:
             self.select(mine[points.point_inds[0]])
+
+    def _on_selection(self, trace, points, lasso) -> None:
+        """The lasso, of which every trace tells that has points in it: the first one's call chooses all of them."""
+        if lasso is not self._lassoed:
+            self._lassoed, seen = lasso, self._kept.view if trace.meta.startswith("kept ") else self.view
+            self.choose(np.flatnonzero(Polygon(np.c_[lasso.xs, lasso.ys]).contains_points(seen.points)).tolist())
+
+    def _on_lasso(self) -> None:
+        """The pointer draws, or zooms as before; what was chosen is let go with it."""
+        self._change({}, dict(dragmode="lasso" if self.lasso.value else "zoom"))
+        if not self.lasso.value:
+            self.choose([])
+
+    def _on_keep(self) -> None:
+        """Keep the setting at the right, or go back to the heatmap."""
+        if self.keep.value and self.view and self.controls.chosen:
+            self._kept = _Kept(self.view, self._compared(self.layer.value), self.controls.where)
+        else:
+            self._kept, self.keep.value = None, False
+        with self.figure.batch_update():
+            explorer_figure.show_kept(self.figure, self._kept is not None)
+            self._paint()
 
     def _on_curve(self, trace, points, state) -> None:
         """A click on the silhouettes' curve is a choice of its layer."""
@@ -150,50 +188,75 @@ class Explorer(widgets.VBox):
 
     def _on_change(self) -> None:
         """Another layer or projection."""
-        if not self.chosen:
+        if not self.controls.chosen:
             self.headline.value = "<b>No probe is ticked.</b> Tick at least one to see a map."
             self._clear()
             return
         layer, centered, projection = self.layer.value, self.centered.value, self.projection.value
         self.layer.continuous_update = projection == "PCA"  # t-SNE takes seconds: only where the slider is let go
         if projection == "t-SNE":
-            self.headline.value = f"<b>computing t-SNE of {_count(self.delta_set)} …</b>"
+            self.headline.value = f"<b>computing t-SNE of {explorer_texts.count(self.delta_set)} …</b>"
             self._change({name: dict(opacity=0.2) for name in self._maps})  # the old picture, until there is a new one
-            self.view = self._tsne(layer, centered, self.chosen)
+            self.view = self._tsne(layer, centered, self.controls.chosen)
         else:
-            self.view = maps.view_of(self.deltas(layer), self.delta_set.domains, centered, projection, self.view)
+            self.view = self._view(layer, centered, projection)
         self._paint()
 
     def _on_new_deltas(self) -> None:
         """Other probes, or with or without the mean: every layer's silhouette is another one, too."""
+        self._separate()
         self._on_change()
-        if self.chosen:
+        if self.controls.chosen:
             self._change(*self._silhouettes())
 
-    def _map_of(self, layer: int, centered: bool, probes: tuple) -> maps.View:
-        return maps.view_of(self.deltas(layer), self.delta_set.domains, centered, "t-SNE", self.view)
+    def _view(self, layer: int, centered: bool, projection: str) -> maps.View:
+        return maps.view_of(self.deltas(layer), self.delta_set.domains, centered, projection, self.view)
 
     def _silhouettes(self) -> tuple[dict, dict]:
         """The changes of traces and layout that show the silhouette of every layer."""
-        every = map(self.deltas, self.delta_set.layer_numbers)
-        compared = map(centered, every) if self.centered.value else every
-        curve = [explorer_figure.number(silhouette(each, self.delta_set.domains).score) for each in compared]
-        # The axis ends at 1 and only grows downwards, so that settings can be compared.
-        self._lowest = min(self._lowest, *(1.1 * score for score in curve if score is not None), 0)
-        return {"curve": dict(y=curve)}, {"yaxis3": dict(range=(self._lowest, 1.05))}
+        compared = map(self._compared, self.delta_set.layer_numbers)
+        scores = [silhouette(each, self.delta_set.domains).score for each in compared]
+        self._lowest = float(np.nanmin([self._lowest, *np.multiply(scores, 1.1)]))
+        return explorer_figure.curve(scores, self._lowest)
+
+    def _colours(self, by: str = "") -> explorer_figure.Colours:
+        return explorer_figure.colours(self.delta_set, self.view.norms, self._labels, by or self.color.value)
 
     def _picture(self) -> tuple[dict, dict]:
-        """The changes of traces and layout that show `self.view`."""
-        by_norm = self.color.value == "norm"
-        return explorer_figure.picture(self.delta_set, self._rows, self.view, self.layer.value, by_norm)
+        """The changes of traces and layout that show `self.view`, beside what was kept."""
+        shown, found = self._colours(), self.delta_set
+        traces, layout = explorer_figure.picture(found, self._rows, self.view, self.layer.value, shown, self._chosen)
+        traces |= explorer_figure.legend(shown, self._entries)
+        if self._kept:
+            traces["heatmap"]["visible"] = False
+            traces |= explorer_figure.map_of(found, self._kept.view, shown, self._chosen, "kept")
+            layout |= {f"{name}4": axis for name, axis in maps.map_axes(self._kept.view).items()}
+        return traces, layout
 
     def _paint(self) -> None:
         """Show `self.view`, if there is one and it is of the probes that are ticked."""
-        if self.chosen and self.view:
+        if self.controls.chosen and self.view:
             with self.figure.batch_update():
                 self._change(*self._picture())
                 self._mark()
-            self.headline.value = self._headline()
+            self.headline.value = explorer_texts.headline(self.delta_set, self.view.score, self.controls.where)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what sets the chosen adapters apart, and how this setting differs from the one that was kept."""
+        chosen, found, layer = self._chosen, self.delta_set, self.layer.value
+        apart = beside = ""
+        if chosen.any():
+            apart = explorer_texts.sets_apart(found, self.view, chosen, layer, self._apart) + self._said
+        if self._kept:
+            beside = explorer_texts.beside(
+                found, self._kept.compared, self._compared(self.layer.value), self._kept.where
+            )
+        self.chosen_text.value, self.beside_text.value = apart, beside
+
+    def _compared(self, layer: int) -> np.ndarray:
+        deltas = self.deltas(layer)
+        return centered(deltas) if self.centered.value else deltas
 
     def _change(self, traces: dict[str, dict], layout: dict | None = None) -> None:
         """Change the figure in place, in one message: its traces by name, and its layout."""
@@ -208,48 +271,19 @@ class Explorer(widgets.VBox):
         with self.figure.batch_update():
             self._change(empty | {"curve": dict(y=[]), "heatmap": dict(visible=False)})
             self._frame.visible = False
-        self.nearest.value = ""
-
-    def _headline(self) -> str:
-        score, few, probes = self.view.score, len(self.delta_set) < 4, len(self.delta_set.probes)
-        about = [
-            _count(self.delta_set), f"layer {self.layer.label}", f"{len(self.chosen)} of {probes} probes",
-            "centered" if self.centered.value else "deltas as they are",
-            "PCA (t-SNE needs four adapters)" if self.projection.value == "t-SNE" and few else self.projection.value,
-        ]  # fmt: skip
-        finding = html.escape(score.note) if score.note else f"<b>silhouette by domain {score.score:.3f}</b>"
-        return " · ".join([finding, *about])
+        self.nearest.value = self.chosen_text.value = self.beside_text.value = ""
 
     def _mark(self) -> None:
         """The selected adapter's ring, row and neighbours."""
         i, seen, found = self.selected, self.view, self.delta_set
-        some = i is not None and seen is not None and bool(self.chosen)
+        some = i is not None and seen is not None and bool(self.controls.chosen)
+        marked = [i] if self.other is None else [i, self.other]
         with self.figure.batch_update():
-            marked = [i] if self.other is None else [i, self.other]
-            x, y = (seen.points[marked, 0], seen.points[marked, 1]) if some else ([], [])
-            self._change({"ring": dict(x=x, y=y)})
-            if some:
-                row = next(number for number, adapters in enumerate(self._rows) if i in adapters)
-                beside = 0.5 + (len(self._rows) > 60)  # around a row of a pixel or two, it would hide it
-                self._frame.update(y0=row - beside, y1=row + beside)
-            self._frame.visible = some
-        if not some:
-            self.nearest.value = "Click on a point to see which adapters are nearest to it."
-            return
-        rows = "".join(
-            f"<tr><td class=n>{rank}</td><td>{html.escape(found.names[j])}</td><td>{html.escape(found.domains[j])}</td>"
-            f"<td>{html.escape(found.kinds[j])}</td><td class=n>{cosine:.3f}</td></tr>"
-            for rank, (j, cosine) in enumerate(zip(*nearest(seen.directions, 10, i), strict=True), start=1)
-        )
-        beside = ""
-        if self.other is not None:
-            cosine = float(seen.directions[i] @ seen.directions[self.other])
-            beside = f"cosine with <b>{html.escape(found.names[self.other])}</b>: {cosine:.3f}<br>"
-        self.nearest.value = beside + (
-            f"<b>{html.escape(found.names[i])}</b> ({html.escape(found.domains[i])}, "
-            f"{html.escape(found.kinds[i])}, norm {seen.norms[i]:.2f}); nearest:<table>"
-            f"<tr><th></th><th>adapter</th><th>domain</th><th>kind</th><th>cosine</th></tr>{rows}</table>"
-        )
+            for ring, there in (("ring", seen), ("ring kept", self._kept and self._kept.view)):
+                x, y = there.points[marked].T if some and there else ([], [])
+                self._change({ring: dict(x=x, y=y)})
+            self._frame.update(explorer_figure.around(self._rows, i) if some else {}, visible=some and not self._kept)
+        self.nearest.value = explorer_texts.nearest_to(found, seen, i, self.other) if some else explorer_texts.HINT
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for where there is no kernel a picture of the map as it is now, and its headline."""
@@ -262,18 +296,23 @@ class Explorer(widgets.VBox):
         return bundle
 
 
-def _probe_controls(probes: tuple[str, ...]) -> tuple[widgets.Widget, ...]:
-    """A box for each probe, ticked; of more than BOXES, a slider with two ends, counted from 1."""
-    count = len(probes)
-    if count > BOXES:
-        where = dict(layout={"width": "98%"}, style={"description_width": "52px"}, continuous_update=False)
-        return (widgets.IntRangeSlider(value=(1, count), min=1, max=count, description="probes", **where),)
-    box = partial(widgets.Checkbox, value=True, indent=False, layout={"width": "20px"})
-    return tuple(box(tooltip=text) for text in probes)
+def _check(adapters: list[int], found: DeltaSet) -> None:
+    if wrong := [i for i in adapters if not 0 <= i < len(found)]:
+        raise InputError(f"there is no adapter {wrong[0]}; they are counted from 0 to {len(found) - 1}")
 
 
-def _count(delta_set: DeltaSet) -> str:
-    return f"{len(delta_set)} adapter{'' if len(delta_set) == 1 else 's'}"
+def _asked(tokens: Callable, adapters: list[int]) -> str:
+    """What the chosen adapters' tokens are, or why there are none."""
+    try:
+        return explorer_texts.tokens(*tokens(adapters))
+    except (InputError, OSError) as error:
+        return f"<br>no tokens: {html.escape(str(error))}"
+
+
+def _side_by_side(figure, nearest) -> widgets.HBox:
+    """For the style sheet, which puts the nearest adapters beside the figure, or below it."""
+    picture = widgets.HBox([figure.add_class("llgbm-figure"), nearest.add_class("llgbm-nearest")])
+    return picture.add_class("llgbm-picture")
 
 
 explore = Explorer  # what a notebook does with it

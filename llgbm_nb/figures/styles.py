@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ FILE = Path(os.environ.get("LLGBM_NB_DOMAINS") or ROOT / "reports" / "domains.js
 BLUE, ORANGE, SKY, GREY = "#0072b2", "#e69f00", "#56b4e9", "#999999"
 COLOURS = ("#cc79a7", BLUE, ORANGE, "#d55e00", "#009e73", SKY)
 MARKERS = "osD^vPX"
+VALUES = 30  # of a label, that have a colour each
 TSNE_AXES = ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
 _unwritten: dict[str, dict] = {}  # what this process has given out and could not write
 
@@ -60,6 +62,20 @@ def domain_styles(domains: Iterable[str]) -> dict[str, tuple[str, str]]:
     return styles | ({UNKNOWN: (GREY, "o")} if UNKNOWN in seen else {})
 
 
+def label_colours(values: Iterable[str]) -> dict[str, str]:
+    """{value: colour} of a label that is no domain: the most frequent ones, most frequent first; all else is grey.
+
+    Unlike a domain's, a value's colour is that of its place here.
+    """
+    ranked = [value for value, _ in Counter(values).most_common() if value != UNKNOWN][:VALUES]
+    return {value: COLOURS[i] if i < len(COLOURS) else _hue(i) for i, value in enumerate(ranked)}
+
+
+def _hue(number: int) -> str:
+    """The number-th colour by the golden angle."""
+    return to_hex(colorsys.hls_to_rgb(number * 0.618034 % 1, (0.35, 0.6, 0.45)[number % 3], 0.6))
+
+
 def _new_style(name: str, taken: list[str]) -> dict:
     """One of the six colours, the one that the name asks for if it is free; then hues by the golden angle."""
     wanted = int(hashlib.md5(name.encode()).hexdigest(), 16) % len(COLOURS)
@@ -67,7 +83,7 @@ def _new_style(name: str, taken: list[str]) -> dict:
         if COLOURS[slot] not in taken:
             return {"colour": COLOURS[slot], "marker": MARKERS[slot]}
     for number in itertools.count(len(taken)):
-        colour = to_hex(colorsys.hls_to_rgb(number * 0.618034 % 1, (0.35, 0.6, 0.45)[number % 3], 0.6))
+        colour = _hue(number)
         if colour not in taken:
             return {"colour": colour, "marker": MARKERS[number % len(MARKERS)]}
 

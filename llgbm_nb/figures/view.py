@@ -17,9 +17,16 @@ from .styles import TSNE_AXES, domain_styles, short
 PROJECTIONS = ("PCA", "t-SNE")
 CELLS = 250  # rows of a heatmap; about as many as there are pixels for
 NAME = 24  # letters of a name at an edge or in a legend
+NAMED = 40  # points that have their names beside them; of more, the pointer says them
 WEBGL = 3000  # from so many adapters on, points are drawn by WebGL
 SYMBOLS = {
     "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
+}  # fmt: skip
+
+
+PLACES = {
+    "middle right": (1, 0), "middle left": (-1, 0), "top center": (0, 1), "bottom center": (0, -1), "top right": (1, 1),
+    "top left": (-1, 1), "bottom right": (1, -1), "bottom left": (-1, -1),
 }  # fmt: skip
 
 
@@ -81,16 +88,42 @@ def map_traces(points: np.ndarray, domains, texts: list[str]) -> list[go.Scatter
     size, edge = (9 if len(points) <= 150 else 6, 0.5) if len(points) < WEBGL else (4, 0)
     return [
         kind(
-            x=points[mine, 0], y=points[mine, 1], text=[texts[i] for i in mine], mode="markers",
-            name=plain(domain, NAME),
+            x=points[mine, 0], y=points[mine, 1], hovertext=[texts[i] for i in mine], name=plain(domain, NAME),
+            mode="markers+text" if len(points) <= NAMED else "markers", textfont_size=10,
+            unselected=dict(marker=dict(opacity=0.2)),
             marker=dict(
                 color=styles[domain][0], symbol=SYMBOLS[styles[domain][1]], size=size,
                 line=dict(width=edge, color="#333333"),
             ),
-            hovertemplate="%{text}<extra></extra>",
+            hovertemplate="%{hovertext}<extra></extra>",
         )
         for domain, mine in by_domain(domains).items()
     ]  # fmt: skip
+
+
+def names_beside(points: np.ndarray, names, width: int = 460, height: int = 440) -> tuple[list[str], list[str]]:
+    """Names beside points (n, 2), and where, of PLACES: the first at which it covers no point and no name, or "".
+
+    `width` and `height` are the map's, in pixels. Of more than NAMED points, none has a name.
+    """
+    texts, places = [""] * len(points), ["middle right"] * len(points)
+    if not 0 < len(points) <= NAMED:
+        return texts, places
+    low, size = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
+    at = (points - low) / size * (0.86 * width, 0.86 * height) + (0.07 * width, 0.07 * height)
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in at]
+    for i, (x, y) in enumerate(at):
+        name = short(names[i], NAME)
+        wide, high = 6.0 * len(name), 12
+        for place, (right, up) in PLACES.items():
+            left, foot = x + right * 8 + (right - 1) / 2 * wide, y + up * (6 if right else 8) + (up - 1) / 2 * high
+            box = left, foot, left + wide, foot + high
+            apart = all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in taken)
+            if left >= 0 and box[2] <= width and apart:
+                taken.append(box)
+                texts[i], places[i] = plain(names[i], NAME), place
+                break
+    return texts, places
 
 
 def point_kind(count: int) -> type:

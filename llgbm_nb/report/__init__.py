@@ -7,9 +7,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "parameters": ["check", "set_up", "versions"],
-    "run": ["run_report", "strip_widgets", "to_html"],
+    "run": ["command", "run_report"],
+    "notebook_page": ["strip_widgets", "to_html"],
     "findings": ["propose_bases", "write_deltas", "write_groups", "write_summary"],
     "verdict": ["Findings", "verdict"],
     "page": ["write_page"],
+    "uses_section": ["Uses", "add_uses"],
     "export": ["export_for_training"],
 })  # fmt: skip

@@ -6,6 +6,7 @@ What was found is handed over by the notebooks; nothing is measured or compared 
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.geometry import compared
-from ..analysis.groups import Groups
+from ..analysis.groups import Groups, as_domains, group_table
 from ..analysis.tables import summary
 from ..collection.adapters import Adapter
 from ..collection.bases import likeness
@@ -76,7 +77,7 @@ def write_deltas(run: DeltaRun, folder: Path | None, layer: int = -1, centered: 
 
 
 def write_groups(run: DeltaRun, groups: Groups, folder: Path | None, root: Path) -> str:
-    """`<folder>/labels.csv`: path, the group as the domain, and the adapter's own domain as `given`.
+    """`<folder>/labels.csv`: path, the group's name as the domain, and the adapter's own domain as `given`.
 
     Put into the collection's folder `root`, it makes the groups its domains.
     """
@@ -84,9 +85,8 @@ def write_groups(run: DeltaRun, groups: Groups, folder: Path | None, root: Path)
         return f"No output_dir is set, so no {LABELS} was written."
     found = run.delta_set
     paths = [os.path.join(".", os.path.relpath(path, root)) if root.is_dir() else shown(path) for path in found.paths]
-    names = [f"group {label}" if label.isdigit() else "" for label in groups.labels]
-    frame = pd.DataFrame({"path": paths, "domain": names, "given": found.domains})
-    frame["given"] = frame["given"].replace(FORMULA, "'", regex=True)
+    frame = pd.DataFrame({"path": paths, "domain": as_domains(groups, found).domains, "given": found.domains})
+    frame[["domain", "given"]] = frame[["domain", "given"]].replace(FORMULA, "'", regex=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / LABELS, partial(frame.to_csv, index=False))
     return f"The groups are in {LABELS}: in the collection's folder, it makes them its domains."
@@ -112,6 +112,7 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
         },
         "groups": {
             "count": groups.count, "silhouette": _number(groups.score), "p": _number(groups.p), "note": groups.note,
+            "names": {str(row["group"]): name for name, row in group_table(groups, run.delta_set).iterrows()},
             "of": dict(zip(map(shown, run.delta_set.paths), groups.labels, strict=True)),
         },
         "labels": _rows(findings.labels),
@@ -139,7 +140,12 @@ def write_summary(run: DeltaRun, findings: Findings, folder: Path | None) -> str
 
 def _rows(frame: pd.DataFrame) -> dict[str, dict]:
     """{row: {column: number}}"""
-    return {name: {key: _number(value) for key, value in row.items()} for name, row in frame.to_dict("index").items()}
+    return {name: numbers_of(row) for name, row in frame.to_dict("index").items()}
+
+
+def numbers_of(row: Mapping) -> dict[str, float | None]:
+    """A row's numbers for JSON."""
+    return {key: _number(value) for key, value in row.items()}
 
 
 def _number(value) -> float | None:

@@ -1,5 +1,5 @@
 // The page at work: map, heatmap, curve and table show one setting (layer, centered) and one adapter, which are the
-// page's address, too: #adapter=code-4&layer=22&centered=1. All numbers come from page_data.py.
+// page's address, too: #adapter=code-4&layer=22&centered=1&colour=group. All numbers come from page_data.py.
 
 const $ = name => document.getElementById(name);
 
@@ -18,7 +18,7 @@ const names = text => document.createElement("i").appendChild(document.createTex
 const colour = name => getComputedStyle(document.body).getPropertyValue(name).trim();
 const short = text => text.length > 24 ? `${text.slice(0, 15)}…${text.slice(-8)}` : text;
 
-let data, table, state = {adapter: null, layer: null, centered: false};
+let data, table, state = {adapter: null, layer: null, centered: false, colour: "domain"};
 
 const frame = () => data.frames[`${state.layer} ${+state.centered}`];
 const rowOf = adapter => data.rows.findIndex(row => row.includes(adapter));
@@ -30,6 +30,7 @@ function fromAddress() {
     adapter: adapter < 0 ? null : adapter,
     layer: words.has("layer") && data.layers.includes(layer) ? layer : data.layer,
     centered: words.has("centered") ? words.get("centered") === "1" : data.centered,
+    colour: Object.hasOwn(data.labels, words.get("colour") ?? "") ? words.get("colour") : "domain",
   };
 }
 
@@ -38,6 +39,7 @@ function toAddress() {
   if (state.adapter !== null) words.set("adapter", data.adapters.name[state.adapter]);
   words.set("layer", state.layer);
   if (state.centered) words.set("centered", "1");
+  if (state.colour !== "domain") words.set("colour", state.colour);
   history.replaceState(null, "", `#${words}`);
 }
 
@@ -51,6 +53,7 @@ function show() {
   $("layer").value = data.layers.indexOf(state.layer);
   $("layer-name").textContent = `layer ${state.layer} of ${data.layers.at(-1)}`;
   $("centered").checked = state.centered;
+  $("colour").value = state.colour;
   const seen = frame();
   $("score").textContent = seen.note || `silhouette by domain ${seen.score.toFixed(3)}`;
   showMap(seen);
@@ -70,15 +73,17 @@ const axis = more => ({gridcolor: colour("--line"), zeroline: false, linecolor: 
 
 function showMap(seen) {
   const kind = data.webgl ? "scattergl" : "scatter", few = data.adapters.name.length <= 40, traces = [];
-  for (const [domain, [tone, symbol]] of Object.entries(data.domains)) {
-    const mine = [...data.adapters.domain.keys()].filter(i => data.adapters.domain[i] === domain);
-    traces.push({
-      type: kind, mode: "markers", name: names(short(domain)), showlegend: true, customdata: mine,
+  const label = data.labels[state.colour], all = [...data.adapters.name.keys()];
+  for (const [place, [value, tone, symbol]] of [...label.values.entries(), [-1, [label.rest, "#999999", "circle"]]]) {
+    const mine = all.filter(i => label.of[i] === place);
+    if (mine.length) traces.push({
+      type: kind, mode: "markers", name: names(short(value)), showlegend: true, customdata: mine,
       x: mine.map(i => seen.x[i]), y: mine.map(i => seen.y[i]),
-      hovertext: mine.map(i => `<b>${names(data.adapters.name[i])}</b><br>${names(domain)} · norm ${data.adapters.norm[i]}` +
+      hovertext: mine.map(i => `<b>${names(data.adapters.name[i])}</b><br>${names(data.adapters.domain[i])} · norm ${data.adapters.norm[i]}` +
+        (state.colour === "domain" ? "" : `<br>${names(state.colour)}: ${names(value)}`) +
         `<br>nearest: ${seen.nearest[i].slice(0, 3).map((j, k) => `${names(data.adapters.name[j])} (${seen.cosines[i][k]})`).join(", ")}`),
       hovertemplate: "%{hovertext}<extra></extra>",
-      marker: {color: tone, symbol, size: data.webgl ? 4 : mine.length > 150 ? 6 : 10, line: {width: data.webgl ? 0 : 0.5, color: "#333"}},
+      marker: {color: tone, symbol, size: data.webgl ? 4 : all.length > 150 ? 6 : 10, line: {width: data.webgl ? 0 : 0.5, color: "#333"}},
     });
   }
   const at = state.adapter === null ? [] : [state.adapter];
@@ -87,8 +92,10 @@ function showMap(seen) {
     marker: {symbol: "circle-open", size: 20, color: "#d00000", line: {width: 3}},
   });
   const annotations = few ? placed(seen) : [];
+  const height = 460 + 18 * Math.ceil(Math.max(0, traces.length - 9) / ($("map").clientWidth > 500 ? 4 : 2));  // the legend's
+  $("map").style.height = `${height}px`;
   Plotly.react("map", traces, look({
-    height: 460, margin: {l: 34, r: 10, t: 10, b: 70}, legend: {orientation: "h", y: -0.16}, showlegend: true, annotations,
+    height, margin: {l: 34, r: 10, t: 10, b: 70}, legend: {orientation: "h", y: -0.16}, showlegend: true, annotations,
     xaxis: axis({title: {text: seen.axes[0], standoff: 4}, showticklabels: false, ...range(seen.x)}),
     yaxis: axis({title: {text: seen.axes[1], standoff: 4}, showticklabels: false, ...range(seen.y)}),
   }), how);
@@ -163,7 +170,7 @@ function showAdapter(seen) {
   const of = name => names(String(data.adapters[name][i] ?? "–")), tokens = data.adapters.tokens[i];
   const near = seen.nearest[i].map((j, k) =>
     `<li><a href="#" data-adapter="${j}">${names(data.adapters.name[j])}</a> ${names(data.adapters.domain[j])} <b>${seen.cosines[i][k].toFixed(3)}</b></li>`);
-  place.innerHTML = `<h3>${of("name")}</h3><p>${of("domain")} · group ${of("group")} · ${of("kind")} · norm ${of("norm")}` +
+  place.innerHTML = `<h3>${of("name")}</h3><p>${of("domain")} · group ${of("group").replace(" · ", ": ")} · ${of("kind")} · norm ${of("norm")}` +
     `${data.adapters.flags[i] ? ` · <b>${of("flags")}</b>` : ""}<br><code>${of("path")}</code></p>` +
     `<h4>Nearest, by cosine</h4><ol>${near.join("")}</ol>` +
     (tokens ? `<h4>Makes likelier</h4><p class=tokens>${names(tokens[0])}</p><h4>Less likely</h4><p class=tokens>${names(tokens[1])}</p>` : "");
@@ -227,12 +234,14 @@ async function begin() {
   $("layer").max = data.layers.length - 1;
   $("layer").addEventListener("input", () => change({layer: data.layers[$("layer").value]}));
   $("centered").addEventListener("change", () => change({centered: $("centered").checked}));
+  for (const name of Object.keys(data.labels)) $("colour").append(new Option(name));
+  $("colour").addEventListener("change", () => change({colour: $("colour").value}));
   $("adapter").addEventListener("click", event => {
     const link = event.target.closest("[data-adapter]");
     if (link) { event.preventDefault(); change({adapter: Number(link.dataset.adapter)}); }
   });
   window.addEventListener("hashchange", () => {
-    if (/adapter=|layer=/.test(location.hash)) { Object.assign(state, fromAddress()); show(); }
+    if (/adapter=|layer=|colour=/.test(location.hash)) { Object.assign(state, fromAddress()); show(); }
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
   const sheet = document.createElement("style");

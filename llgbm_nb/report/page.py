@@ -28,9 +28,9 @@ from ..evidence.chance import chance_text, reliability_text
 from ..evidence.layer_choice import NOTHING, choice_text
 from ..evidence.rounding import trust_text
 from ..files import ROOT, shown, write_whole
+from .notebook_page import NOTEBOOKS
 from .page_data import page_data
 from .parameters import versions
-from .run import NOTEBOOKS
 from .verdict import Findings, verdict
 
 HERE = Path(__file__).parent
@@ -60,8 +60,13 @@ WORDS = {
 }
 
 
-def write_page(run: DeltaRun, findings: Findings, folder: Path | None, checkpoint_dir: Path | None = None) -> str:
-    """`<folder>/index.html`: the verdict, map, heatmap and table at work, evidence, failures, soundness, links."""
+def write_page(
+    run: DeltaRun, findings: Findings, folder: Path | None, checkpoint_dir: Path | None = None, command: str = ""
+) -> str:
+    """`<folder>/index.html`: the verdict, map, heatmap and table at work, evidence, failures, soundness, links.
+
+    `checkpoint_dir` and `command` say what it was made of, and by which command it is made again.
+    """
     if folder is None:
         return "No output_dir is set, so no index.html was written."
     found, config = run.delta_set, run.cache.config
@@ -75,13 +80,14 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None, checkpoin
         "duplicates": "Near-duplicates", "signal": "Which probes, which layer?" if texts["choice"] else "",
         "tokens": "Tokens" if shown_tables["tokens"] else "",
         "methods": "Against the alternatives" if shown_tables["methods"] else "", "trust": "Is it rounding?",
+        "uses": "What are they good for?",
     } if len(found) else {}) | {"soundness": "Is the run sound?", "run": "The run", "words": "The words"}  # fmt: skip
     programs = {"plotly": get_plotlyjs()} | {f"table-{end}": _itables(f"dt_bundle.{end}") for end in ("js", "css")}
     content = dict(
         title=f"{len(found):,} adapter{'' if len(found) == 1 else 's'} of {run.settings.base_model}",
         date=datetime.date.today().isoformat(), verdict=verdict(found.names, findings), count=len(found),
         many=len(found) > 1, sections=[each for each in sections.items() if each[1]], texts=texts,
-        facts=_facts(run, checkpoint_dir),
+        facts=_facts(run, checkpoint_dir), command=command,
         tables=shown_tables, failed=_failures(failed), failed_count=f"{len(failed):,}",
         failed_more=f"… and {len(failed) - ROWS:,} more: see summary.json." if len(failed) > ROWS else "",
         bare_table=_bare_table(run, findings), duplicates=f"{len(findings.duplicates):,}",
@@ -92,9 +98,13 @@ def write_page(run: DeltaRun, findings: Findings, folder: Path | None, checkpoin
         | {"data": _packed(_data(run, findings))},
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
-    write_whole(folder / "index.html", environment.get_template("page.html").render(content))
+    write_whole(folder / "index.html", environment().get_template("page.html").render(content))
     return "The result on one page is in index.html."
+
+
+def environment() -> Environment:
+    """Of the templates beside this module."""
+    return Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
 
 
 def _own(name: str) -> Markup:
@@ -137,22 +147,32 @@ def _texts(run: DeltaRun, findings: Findings) -> dict[str, str]:
     return {
         "chance": chance_text(findings.chance), "trust": trust_text(findings.trust),
         "reliability": reliability_text(findings.reliability, run.cache.config["num_probes"]),
-        "groups": sentences.about_groups(findings.groups, run.delta_set.names),
+        "groups": _about_groups(run, findings),
         "choice": choice_text(choice) if choice is not None and choice.note != NOTHING else "",
         "tokens": f"Of the mean delta of each domain's adapters. {tokens.attrs['note']}" if there else "",
         "methods": methods_text(methods) if methods is not None and methods["adapters"].any() else "",
     }  # fmt: skip
 
 
+def _about_groups(run: DeltaRun, findings: Findings) -> str:
+    """In lines, without those of the groups where these have a table."""
+    first, *lines = sentences.about_groups(findings.groups, run.delta_set.names).splitlines()
+    if findings.named_groups is None or not len(findings.named_groups):
+        return "\n".join([first, *lines])
+    alone = [line.replace("  in none", "In none") for line in lines if line.startswith("  in none")]
+    return "\n".join([f"{first.removesuffix(':')}.", *alone])
+
+
 def _tables(run: DeltaRun, findings: Findings) -> dict[str, str]:
-    tokens, methods, twice = findings.tokens, findings.methods, findings.duplicates
+    tokens, methods, twice, groups = findings.tokens, findings.methods, findings.duplicates, findings.named_groups
     return {
-        "labels": _table(_numbers(findings.labels).reset_index()),
-        "duplicates": _table(_numbers(twice[:ROWS])) if len(twice) else "",
-        "tokens": _table(tokens.reset_index(), "list tokens") if tokens is not None and len(tokens) else "",
-        "methods": _table(methods_table(methods).reset_index())
+        "groups": table(groups.reset_index(), "list tokens") if groups is not None and len(groups) else "",
+        "labels": table(numbers(findings.labels).reset_index()),
+        "duplicates": table(numbers(twice[:ROWS])) if len(twice) else "",
+        "tokens": table(tokens.reset_index(), "list tokens") if tokens is not None and len(tokens) else "",
+        "methods": table(methods_table(methods).reset_index())
         if methods is not None and methods["adapters"].any() else "",
-        "soundness": _table(findings.soundness.reset_index(), "list reasons"),
+        "soundness": table(findings.soundness.reset_index(), "list reasons"),
     }  # fmt: skip
 
 
@@ -164,22 +184,22 @@ def _bare_table(run: DeltaRun, findings: Findings) -> Markup:
     frame = tables.table(records, findings.trust).reset_index() if len(records) <= BARE else (
         tables.overview(records, findings.trust).reset_index().drop(columns="failed"))  # fmt: skip
     columns = ["name", "domain", "kind", "norm", "of base", "beside noise", "spread", "route"]
-    html = _table(frame[[name for name in columns if name in frame]])
+    html = table(frame[[name for name in columns if name in frame]])
     return Markup(html[html.index("<thead") : html.rindex("</table>")])
 
 
 def _failures(failed: list[dict]) -> str:
     rows = [{"adapter": r["name"], "folder": shown(r["path"]), "reason": r["reason"]} for r in failed[:ROWS]]
-    return _table(pd.DataFrame(rows), "list reasons") if rows else ""
+    return table(pd.DataFrame(rows), "list reasons") if rows else ""
 
 
-def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """A table's numbers for people, to three digits after the point."""
     texts = frame.select_dtypes("float").map("{:.3f}".format)
     return frame.assign(**texts.where(texts != "nan", "–"))
 
 
-def _table(frame: pd.DataFrame, classes: str = "list") -> Markup:
+def table(frame: pd.DataFrame, classes: str = "list") -> Markup:
     with pd.option_context("display.max_colwidth", None):
         return Markup(frame.to_html(index=False, border=0, classes=classes))
 
@@ -196,11 +216,11 @@ def _pictures(run: DeltaRun, findings: Findings, folder: Path) -> dict[str, dict
         "trust": trust_text(findings.trust), "chance": chance_text(findings.chance),
         "signal": choice_text(findings.choice) if findings.choice else PICTURES["signal"],
     }  # fmt: skip
-    return {name: dict(source=_picture(file), caption=PICTURES[name], alt=alts[name]) for name, file in there.items()}
+    return {name: dict(source=data_url(file), caption=PICTURES[name], alt=alts[name]) for name, file in there.items()}
 
 
-def _picture(file: Path) -> str:
-    """A picture in few colours, as a data URL."""
+def data_url(file: Path) -> str:
+    """A picture in few colours."""
     packed, heatmap = io.BytesIO(), file.stem in HEATMAPS
     with Image.open(file) as picture:
         # The usual way to pick colours gives a heatmap all of them, and none to the bar of domains at its edge.

@@ -18,16 +18,24 @@ from ..errors import InputError, first_sentence
 from ..files import from_root
 from ..probes import PROBE_TYPES, create_probes
 from ..settings import DTYPES, RANKINGS, Settings
+from .dark import IN_JUPYTERLAB
 
 LONGEST_TEXT = 4096  # letters; a path has fewer
 
 
 def set_up(namespace: dict) -> SimpleNamespace:
-    """What a notebook begins with: `check`, the versions in a line, and tables that pandas shows whole."""
+    """What a notebook begins with: `check`, the versions in a line, and tables that pandas shows whole.
+
+    In a dark JupyterLab, pictures are dark, too.
+    """
     import pandas as pd
+    from IPython import get_ipython
+    from IPython.display import HTML, display
 
     values = check(namespace)
     print(versions())
+    if get_ipython():
+        display(HTML(IN_JUPYTERLAB))
     pd.set_option("display.max_colwidth", None, "display.expand_frame_repr", False, "display.precision", 3)
     return values
 

@@ -20,21 +20,25 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 from ..collection.bases import base_of, by_base
 from ..collection.find import find_adapters
 from ..collection.hub_lists import write_list
 from ..errors import InputError
-from ..files import ROOT, files_fingerprint, from_root, shown, write_whole
+from ..files import ROOT, files_fingerprint, from_root, shown
 from ..progress_bar import live_line
+from .live import explore
+from .notebook_page import NOTEBOOKS, strip_widgets, to_html
 from .parameters import check, versions
 
-NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_evidence", "06_uses")
 HOW = ("force_recompute", "cluster")  # parameters that say how a report is made, and change nothing in it
+VARIABLES = {
+    "checkpoint_dir": "ZOO", "base_model": "BASE", "probe_type": "PROBE", "layer": "LAYER", "centered": "CENTERED",
+    "query": "QUERY", "device": "DEVICE",
+}  # the Makefile's  # fmt: skip
 CELL_TIMEOUT = 2 * 3600  # seconds; a cell that runs longer hangs
 DELTAS_TIMEOUT = 24 * 3600  # the same for the notebook that computes the deltas
-_STYLE = """table.dataframe :is(th, td) {text-align: left !important; vertical-align: top}
-.jp-OutputArea-output pre {word-break: normal !important; overflow-wrap: anywhere !important}"""
 
 
 def run_report(name: str = "", **parameters) -> Path:
@@ -88,6 +92,33 @@ def _bring_back(previous: Path, folder: Path, stopped: Path) -> None:
     previous.rename(folder)
 
 
+def command(values: SimpleNamespace) -> str:
+    """The `make report …` that makes a report of a notebook's `values` (`parameters.check`): what is no default.
+
+    What says only how a report is made is left out; what other notebooks alone take is unknown here.
+    """
+    usual, chosen, more = vars(check(defaults())), [], []
+    given = {name: value for name, value in vars(values).items() if name in usual.keys() - {*HOW, "probes", "settings"}}
+    if given.get("probe_file"):
+        given.pop("probe_type")  # it is the file's name
+    for name in sorted(given, key=[*VARIABLES, *sorted(given)].index):
+        if (value := given[name]) != usual[name]:
+            text = (
+                shown(value)
+                if isinstance(value, Path)
+                else "1"
+                if value is True
+                else ""
+                if value is None
+                else str(value)
+            )
+            if name in VARIABLES and text:  # make takes an empty one for none
+                chosen.append(f"{VARIABLES[name]}={'1' if value is True else shlex.quote(text)}")
+            else:
+                more += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
+    return " ".join(["make report", *chosen, *([f"ARGS={shlex.quote(shlex.join(more))}"] if more else [])])
+
+
 def defaults() -> dict:
     """{parameter: its default in the notebooks}, without `output_dir`, which is the report's own folder."""
     every = {name: each for known in _declared().values() for name, each in known.items() if name != "output_dir"}
@@ -123,29 +154,6 @@ def _execute(notebook: str, target: Path, parameters: dict) -> None:
         if target.exists():
             strip_widgets(target)
             to_html(target)
-
-
-def strip_widgets(notebook: Path) -> None:
-    """Take live widgets out of an executed notebook: they need its kernel. What they show without one stays."""
-    import nbformat
-
-    content = nbformat.read(notebook, 4)
-    content.metadata.pop("widgets", None)
-    for cell in content.cells:
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    write_whole(notebook, nbformat.writes(content))
-
-
-def to_html(notebook: Path) -> Path:
-    """One self-contained HTML page of an executed notebook, beside it."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True, exclude_output_prompt=True)
-    page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', exporter.from_filename(str(notebook))[0])
-    target = notebook.with_suffix(".html")
-    write_whole(target, page.replace("</head>", f"<style>{_STYLE}</style></head>", 1))
-    return target
 
 
 def one_for_each_base(name: str = "", **parameters) -> list[tuple[str, dict]]:
@@ -233,6 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--checkpoint-dir is a folder, or a text file with a hub id or a folder a line. If the adapters name several "
         "bases and --base-model none, there is a report for each.",
     )  # fmt: skip
+    parser.add_argument("--explore", action="store_true", help="no report: open the explorer in a browser")
     parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
     helps = {name: each["help"].replace("%", "%%") for known in _declared().values() for name, each in known.items()}
     for key, default in defaults().items():
@@ -244,6 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note
+            if given.pop("explore"):
+                return _explore(given)
             reports = one_for_each_base(given.pop("run"), **given)
             return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
     except InputError as error:
@@ -252,6 +263,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped: what was measured is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+
+
+def _explore(given: dict) -> int:
+    check(given)
+    return explore({name: value for name, value in given.items() if name in _declared()["04_analysis"]})
 
 
 def _note(message, *where) -> None:

@@ -20,6 +20,8 @@ from ..probes import PROBE_TYPES
 STRONG, CLEAR = 0.5, 0.25  # where the silhouette's interval begins (Kaufman and Rousseeuw 1990: 0.5 and 0.25)
 AGREE, SAME = 0.5, 0.8  # adjusted Rand indices: two labellings that agree, and that are nearly one
 LEVEL = 0.01  # of a test, so that all of them together are wrong about noise in a twentieth of the cases
+NEARLY = 0.2  # of its norm: how far off a sum may be that is nearly right
+TIE = 1e-3  # of two cosines
 LINES, NAMED = 6, 3  # of the verdict; adapters that a sentence calls by name
 
 
@@ -40,6 +42,8 @@ class Findings:
     tokens: pd.DataFrame | None = None  # `evidence.domain_tokens`
     adapter_tokens: pd.DataFrame | None = None  # `evidence.top_tokens`, of each adapter
     methods: pd.DataFrame | None = None  # `evidence.compare_methods`
+    named_groups: pd.DataFrame | None = None  # `analysis.group_table`, with tokens beside it
+    label_table: pd.DataFrame | None = None  # `collection.label_table`
     layer: int = -1  # at which adapters are compared
     centered: bool = False  # whether their deltas are centered for that
 
@@ -150,6 +154,26 @@ def _duplicates(pairs: pd.DataFrame) -> Line:
     first, more = pairs.iloc[0], f", and {len(pairs) - 1:,} more pairs" if len(pairs) > 1 else ""
     which = f"{first['adapter']} and {first['other']} (cosine {first['cosine']:.4f}){more}"
     return Line(f"Nearly the same: {which}.", "duplicates")
+
+
+def additivity_line(pairs: pd.DataFrame) -> Line | None:
+    """Whether two adapters at once are the sum of both, of `uses.additivity`'s table; None where no pair was measured.
+
+    A sentence of its own, after the verdict's: it is known only when `06_uses` has run.
+    """
+    pairs = pairs[pairs["error"].notna()]
+    if not len(pairs):
+        return None
+    low, high = pairs["error"].min(), pairs["error"].max()
+    what = "nearly the sum" if high < NEARLY else "not the sum" if low >= NEARLY else "not always the sum"
+    ends = dict.fromkeys(f"{100 * end:.0f}" for end in (low, high))
+    text = f"Two adapters at once are {what} here ({'–'.join(ends)} % off)"
+    worse = pairs[pairs["single"] > pairs["cosine"] + TIE]
+    if len(worse):
+        first = worse.iloc[(worse["single"] - worse["cosine"]).argmax()]
+        more = f" and {len(worse) - 1:,} more" if len(worse) > 1 else ""
+        text += f"; for {first['adapter']} + {first['other']}{more} the sum is worse than one of them"
+    return Line(f"{text}.", "uses")
 
 
 def _rounding(trust: pd.DataFrame) -> Line | None:
