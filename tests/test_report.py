@@ -204,7 +204,7 @@ def test_a_parameter_in_two_notebooks_has_one_default_and_one_rule():
     assert not {name: each for name, each in found.items() if len(set(each.values())) > 1}
     assert found.keys() == {*run.defaults(), "output_dir"} and found.keys() <= RULES.keys()
     usual = run.defaults()
-    assert usual["max_length"] == 256 and usual["soundness_sample"] == 4 and usual["force_recompute"] is False
+    assert usual["max_length"] == 256 and usual["soundness_sample"] == 3 and usual["force_recompute"] is False
 
 
 def test_the_options_are_the_notebooks_parameters_with_dashes(reports, ran, zoo, capsys):

@@ -73,7 +73,8 @@ def as_domains(groups: Groups, found: DeltaSet) -> DeltaSet:
 def _leading(values: list[str]) -> list[str]:
     """The value that at least half of several share; else the two most frequent ones, or none if there are no two."""
     counts = Counter(value for value in values if value != UNKNOWN).most_common(2)
-    shared = [value for value, count in counts[:1] if count > 1 and 2 * count >= len(values)]
+    tie = len(counts) > 1 and counts[0][1] == counts[1][1]
+    shared = [value for value, count in counts[:1] if count > 1 and 2 * count >= len(values) and not tie]
     return shared or [value for value, _ in counts if len(counts) > 1]
 
 

@@ -39,7 +39,7 @@ def trust_figure(found: pd.DataFrame):
     axis = new_figure(7, 2.2).add_subplot()
     axis.plot(np.clip(ratio, 0.1, 1e9), np.linspace(0, 1, len(ratio)), "o", color=BLUE, markersize=4)
     axis.axvspan(0.05, ENOUGH, color=_RED, alpha=0.12, linewidth=0)
-    axis.text(ENOUGH, 1.06, f" under {ENOUGH:.0f} ×: flagged", color=_RED, fontsize=8, ha="right", va="bottom",
+    axis.text(ENOUGH, 1.06, f" under {ENOUGH:.0f} ×: flagged", fontsize=8, ha="right", va="bottom",
               transform=axis.get_xaxis_transform())  # fmt: skip
     title = f"All {len(found):,} deltas are {times(ratio[0])} or more what rounding does"
     if flagged := int(found["flagged"].sum()):

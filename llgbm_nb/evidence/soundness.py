@@ -21,7 +21,7 @@ RESULTS = {True: "pass", False: "FAIL", None: "not checked"}
 Checked = tuple[bool | None, str]  # whether a check passed, a key of RESULTS, and its evidence
 
 
-def check_soundness(run: DeltaRun, sample: int = 4) -> pd.DataFrame:
+def check_soundness(run: DeltaRun, sample: int = 3) -> pd.DataFrame:
     """A row per point: columns result and evidence.
 
     "deterministic" and "correct" compute `sample` adapters again, of as many kinds as there are (0: not checked).

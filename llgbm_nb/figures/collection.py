@@ -249,6 +249,9 @@ def _heatmap(cosines: np.ndarray, tree, names, domains, title: str, key: bool = 
         **options,
     )  # fmt: skip
     axis, figure = grid.ax_heatmap, _alone(grid.figure)
+    for number in axis.texts:  # colours, not white and black, which would change places on a dark page
+        strong = abs(float(number.get_text()))
+        number.set_color("#ffeeb0" if strong >= 0.5 else "#0a0a50" if strong >= 0.2 else "#333333")
     for edge, angle in (("x", 90), ("y", 0)):
         axis.tick_params(axis=edge, rotation=angle, length=0, labelsize=7 if len(names) > 30 else 8)
     grid.ax_cbar.tick_params(length=0, labelsize=8, pad=3)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from ..files import write_whole
+from .dark import TURNED_BACK
 
 NOTEBOOKS = ("01_probes", "02_base_activation", "03_teacher_deltas", "04_analysis", "05_evidence", "06_uses")
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ def to_html(notebook: Path) -> Path:
     content.cells = _parameters_once(content.cells)
     resources = dict(
         metadata={"name": name}, pages=NOTEBOOKS if name in NOTEBOOKS else (),
-        style=(HERE / "notebook.css").read_text(encoding="utf-8"),
+        style=(HERE / "notebook.css").read_text(encoding="utf-8") + TURNED_BACK,
     )  # fmt: skip
     page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', exporter.from_notebook_node(content, resources)[0])
     target = notebook.with_suffix(".html")

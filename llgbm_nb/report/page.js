@@ -72,7 +72,7 @@ const how = {responsive: true, displayModeBar: false};
 const axis = more => ({gridcolor: colour("--line"), zeroline: false, linecolor: colour("--faint"), ...more});
 
 function showMap(seen) {
-  const kind = data.webgl ? "scattergl" : "scatter", few = data.adapters.name.length <= 40, traces = [];
+  const kind = data.webgl ? "scattergl" : "scatter", traces = [];
   const label = data.labels[state.colour], all = [...data.adapters.name.keys()];
   for (const [place, [value, tone, symbol]] of [...label.values.entries(), [-1, [label.rest, "#999999", "circle"]]]) {
     const mine = all.filter(i => label.of[i] === place);
@@ -91,11 +91,11 @@ function showMap(seen) {
     type: kind, mode: "markers", x: at.map(i => seen.x[i]), y: at.map(i => seen.y[i]), hoverinfo: "skip", showlegend: false,
     marker: {symbol: "circle-open", size: 20, color: "#d00000", line: {width: 3}},
   });
-  const annotations = few ? placed(seen) : [];
+  const annotations = placed(seen);
   const height = 460 + 18 * Math.ceil(Math.max(0, traces.length - 9) / ($("map").clientWidth > 500 ? 4 : 2));  // the legend's
   $("map").style.height = `${height}px`;
   Plotly.react("map", traces, look({
-    height, margin: {l: 34, r: 10, t: 10, b: 70}, legend: {orientation: "h", y: -0.16}, showlegend: true, annotations,
+    height, margin: {l: 34, r: 10, t: 10, b: 70}, legend: {orientation: "h", y: -0.16, itemsizing: "constant"}, showlegend: true, annotations,
     xaxis: axis({title: {text: seen.axes[0], standoff: 4}, showticklabels: false, ...range(seen.x)}),
     yaxis: axis({title: {text: seen.axes[1], standoff: 4}, showticklabels: false, ...range(seen.y)}),
   }), how);
@@ -110,13 +110,19 @@ function range(values) {
 }
 
 // Names beside their points, each at the first of eight places where it covers no point and no other name, or left out.
+// Of many points, forty are tried.
 function placed(seen) {
   const wide = $("map").clientWidth - 44, high = 380, boxes = [], found = [];
-  const at = (values, i, length) => (values[i] - least(values)) / (most(values) - least(values) || 1) * length / 1.24;
-  const points = seen.x.map((_, i) => [at(seen.x, i, wide), -at(seen.y, i, high)]);
-  for (const [x, y] of points) boxes.push([x - 6, y - 6, x + 6, y + 6]);
+  const pixels = (values, length) => {
+    const low = least(values), size = most(values) - low || 1;
+    return values.map(value => (value - low) / size * length / 1.24);
+  };
+  const [right, up] = [pixels(seen.x, wide), pixels(seen.y, high)], points = right.map((x, i) => [x, -up[i]]);
+  const each = most => (_, i) => i % Math.ceil(points.length / most) === 0;
+  for (const [x, y] of points.filter(each(1000))) boxes.push([x - 6, y - 6, x + 6, y + 6]);
   const free = box => boxes.every(other => box[2] < other[0] || box[0] > other[2] || box[3] < other[1] || box[1] > other[3]);
   points.forEach(([x, y], i) => {
+    if (!each(40)(null, i)) return;
     const text = short(data.adapters.name[i]), width = 6.2 * text.length, height = 12;
     for (const [right, down] of [[1, 0], [-1, 0], [0, -1], [0, 1], [1, -1], [-1, -1], [1, 1], [-1, 1]]) {
       const left = x + right * 9 + (right < 0 ? -width : right === 0 ? -width / 2 : 0), top = y + down * (right ? 9 : 14) - height / 2;
@@ -133,17 +139,20 @@ function placed(seen) {
   return found;
 }
 
+const RED_BLUE = ["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f"]
+  .map((tone, i) => [i / 10, tone]);  // ColorBrewer's, as in all other pictures
+
 function showHeatmap(seen) {
   const labels = data.rows.map(row => row.length > 1 ? `${data.adapters.name[row[0]]} … (${row.length})` : data.adapters.name[row[0]]);
   const row = state.adapter === null ? -1 : rowOf(state.adapter), few = labels.length <= 30;
   Plotly.react("heatmap", [{
-    type: "heatmap", z: seen.heat, colorscale: "RdBu", reversescale: false, zmin: -1, zmax: 1, customdata: data.rows,
+    type: "heatmap", z: seen.heat, colorscale: RED_BLUE, zmin: -1, zmax: 1, customdata: data.rows,
     text: seen.heat.map((line, i) => line.map((cosine, j) => `${names(labels[i])}<br>${names(labels[j])}<br>cosine ${cosine}`)),
     hovertemplate: "%{text}<extra></extra>", colorbar: {thickness: 10, outlinewidth: 0, title: {text: "cosine", side: "right"}},
   }], look({
-    height: 460, margin: {l: few ? 110 : 20, r: 10, t: 10, b: 30},
-    xaxis: {showticklabels: false, showgrid: false, zeroline: false},
-    yaxis: {showgrid: false, zeroline: false, autorange: "reversed", showticklabels: few, tickvals: [...labels.keys()],
+    height: 460, margin: {l: few ? 16 + 6.2 * most(labels.map(text => short(text).length)) : 20, r: 10, t: 10, b: 30},
+    xaxis: {showticklabels: false, ticks: "", showgrid: false, zeroline: false},
+    yaxis: {ticks: "", showgrid: false, zeroline: false, autorange: "reversed", showticklabels: few, tickvals: [...labels.keys()],
             ticktext: labels.map(text => names(short(text)))},
     shapes: row < 0 ? [] : [{type: "rect", x0: -0.5, x1: labels.length - 0.5, y0: row - 0.5, y1: row + 0.5, line: {color: "#d00000", width: 2}}],
   }), how);
@@ -176,11 +185,16 @@ function showAdapter(seen) {
     (tokens ? `<h4>Makes likelier</h4><p class=tokens>${names(tokens[0])}</p><h4>Less likely</h4><p class=tokens>${names(tokens[1])}</p>` : "");
 }
 
+const DIGITS = {cosine: 3, silhouette: 3, norm: 2};
 const COLUMNS = ["name", "domain", "group", "nearest", "cosine", "silhouette", "norm", "flags", "kind", "path"];
 
 function makeTable(DataTable) {
   const rows = data.adapters.name.map((_, i) => [...COLUMNS.map(name => data.adapters[name][i] ?? ""), i]);
-  const text = {targets: "_all", render: (value, kind) => kind === "display" ? names(String(value)) : value};
+  const shown = (value, kind, row, {col}) => {
+    if (kind !== "display") return value;
+    return typeof value === "number" ? value.toFixed(DIGITS[COLUMNS[col]]) : names(String(value));
+  };
+  const text = {targets: "_all", render: shown};
   const safe = value => typeof value === "string" && /^[=+@-]/.test(value) ? `'${value}` : value;  // else a sheet's formula
   const copy = {extend: "copyHtml5", exportOptions: {orthogonal: "export", format: {body: safe}}};
   table = new DataTable("#adapters", {

@@ -28,6 +28,7 @@ from ..evidence.chance import chance_text, reliability_text
 from ..evidence.layer_choice import NOTHING, choice_text
 from ..evidence.rounding import trust_text
 from ..files import ROOT, shown, write_whole
+from .dark import ON_A_PAGE
 from .notebook_page import NOTEBOOKS
 from .page_data import page_data
 from .parameters import versions
@@ -93,7 +94,7 @@ def write_page(
         bare_table=_bare_table(run, findings), duplicates=f"{len(findings.duplicates):,}",
         pictures=_pictures(run, findings, folder), probes=config["probes"][:PROBES],
         more_probes=f"{config['num_probes'] - PROBES:,}" if config["num_probes"] > PROBES else "", words=WORDS,
-        links=_links(folder), style=_own("page.css"), script=_own("page.js"),
+        links=_links(folder), style=_own("page.css") + Markup(ON_A_PAGE), script=_own("page.js"),
         packed={name: _packed(text) for name, text in (programs if len(found) > 1 else {}).items()}
         | {"data": _packed(_data(run, findings))},
     )  # fmt: skip

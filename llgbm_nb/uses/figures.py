@@ -49,9 +49,6 @@ def query_figure(cosines: pd.DataFrame, domains, accuracy: pd.DataFrame):
     nearest = np.where(labelled | ~labelled.any(), values, -np.inf).argmax(axis=1)
     axis.scatter(values[rows, nearest], rows, facecolor="none", edgecolor="black", s=90, linewidth=1)
     axis.set(yticks=rows, yticklabels=[*map(short, cosines.index)], ylim=(len(rows) - 0.5, -0.5))
-    true_styles = domain_styles(accuracy["domain"])
-    for label, domain in zip(axis.get_yticklabels(), accuracy["domain"], strict=True):
-        label.set_color(true_styles[domain][0])
     axis.tick_params(axis="y", length=0)
     adapter = "each domain's nearest\nadapter's" if many else "the adapter's"
     axis.set(xlabel=f"cosine of the query's delta and {adapter} (ring: the nearest)")
