@@ -195,6 +195,9 @@ def test_lasso_two_settings_and_other_colours_in_jupyterlab(page, run):
     page.get_by_role("button", name="lasso").click()
     page.wait_for_function(f"() => document.querySelector('{PLOT}').layout.dragmode === 'lasso'")
     page.locator(PLOT).scroll_into_view_if_needed()
+    # The silhouettes of the probes' change come last; a picture that changes under the lasso ends it.
+    page.wait_for_function("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+    page.wait_for_timeout(2 * SECOND)
     wanted = [i for i, domain in enumerate(found.domains) if domain == "math"]
     corners = np.array([pixel(page, PLOT, found.names[i]) for i in wanted])
     (left, top), (right, foot) = corners.min(axis=0) - 8, corners.max(axis=0) + 8
@@ -231,8 +234,8 @@ def test_lasso_two_settings_and_other_colours_in_jupyterlab(page, run):
         "figure._fullData.filter(each => /^map/.test(each.meta)).map(each => [each.name, each.selectedpoints.length])",
     )
     assert dict(faded) == {"code": 0, "commonsense": 0, "math": len(wanted)}  # the lasso's adapters, not its outline
-    page.locator(".llgbm-explorer select").select_option("group")
-    page.wait_for_function(f"() => document.querySelector('{PLOT} .legend').textContent.includes('1')")
+    page.locator(".llgbm-explorer select").select_option("rank")
+    page.wait_for_function(f"() => document.querySelector('{PLOT} .legend').textContent.includes('16')")
     page.get_by_role("button", name="compare settings").click()
     page.get_by_role("button", name="lasso").click()
     page.wait_for_function("() => !document.querySelector('.llgbm-explorer').innerText.includes('chosen')")

@@ -380,22 +380,12 @@ def test_up_to_forty_points_have_their_names_beside_them_and_none_covers_another
 
 
 def lasso(explorer, adapters, kind="map"):
-    """The browser's event of a lasso around adapters: a call for each trace that has points in it."""
-    from plotly.callbacks import LassoSelector
-
+    """What the browser says of a lasso around adapters; and who is in it."""
     points = (explorer.view if kind == "map" else explorer._kept.view).points
-    corners = points[adapters].mean(axis=0) + 1e-6 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    if len(adapters) > 1:
-        low, high = points[adapters].min(axis=0) - 1e-6, points[adapters].max(axis=0) + 1e-6
-        corners = np.array([low, (high[0], low[1]), high, (low[0], high[1])])
-    event = LassoSelector(xs=corners[:, 0].tolist(), ys=corners[:, 1].tolist())
-    inside = [
-        i for i in range(12) if (points[i] >= corners.min(axis=0)).all() and (points[i] <= corners.max(axis=0)).all()
-    ]
-    for domain in ("code", "law", "math"):
-        if any(DOMAINS[i] == domain for i in inside):
-            explorer.traces[f"{kind} {domain}"]._dispatch_on_selection(Points(point_inds=[0]), event)
-    return inside
+    low, high = points[adapters].min(axis=0) - 1e-6, points[adapters].max(axis=0) + 1e-6
+    x, y = [low[0], high[0], high[0], low[0]], [low[1], low[1], high[1], high[1]]
+    explorer._around.lasso = {"kept": kind == "kept", "x": x, "y": y}
+    return [i for i in range(12) if (points[i] >= low).all() and (points[i] <= high).all()]
 
 
 def test_a_lasso_gives_its_adapters_back_and_says_what_sets_them_apart(found):
@@ -419,7 +409,7 @@ def test_a_lasso_gives_its_adapters_back_and_says_what_sets_them_apart(found):
         assert [mine[i] for i in picked] == [i for i in inside if DOMAINS[i] == domain]
     explorer.layer.value = 2  # it stays
     assert explorer.selection.names == tuple(f"n{i}" for i in inside)
-    explorer.traces["map law"]._dispatch_on_deselect(Points())
+    explorer._around.lasso = {}
     assert len(explorer.selection) == 0 and explorer.chosen_text.value == ""
     assert explorer.traces["map law"].selectedpoints is None
     explorer.choose([1, 2])

@@ -10,9 +10,17 @@ export default { render({ model, el }) {
         model.set("narrow", narrow);
         model.save_changes();
     };
-    // Plotly keeps a lasso's outline, and would choose by it anew in every picture.
-    const forget = figure => setTimeout(() => { figure.layout.selections = []; });
-    const listen = () => find()?.on ? find().on("plotly_selected", () => forget(find())) : setTimeout(listen, 200);
+    // The figure's own message of a lasso is lost where another follows at once.
+    const lassoed = event => {
+        const drawn = event?.lassoPoints, kept = Boolean(drawn?.x4);
+        if (!drawn) return;
+        model.set("lasso", {kept, x: drawn[kept ? "x4" : "x"], y: drawn[kept ? "y4" : "y"]});
+        model.save_changes();
+        const figure = find();  // Plotly keeps the outline, and would choose by it anew in every picture
+        setTimeout(() => { figure.layout.selections = []; });
+    };
+    const forget = () => { model.set("lasso", {}); model.save_changes(); };
+    const listen = () => find()?.on ? find().on("plotly_selected", lassoed).on("plotly_deselect", forget) : setTimeout(listen, 200);
     listen();
     new ResizeObserver(() => setTimeout(fit, 50)).observe(el);
     model.on("comm_live_update", () => {

@@ -31,10 +31,13 @@ MEMORY = 2**30  # bytes of hidden states that are held, so that a change need no
 
 
 class _Surroundings(anywidget.AnyWidget):
-    """Nothing to see but whether there is a kernel: it fits the figure to its width, and says if that is `narrow`."""
+    """Nothing to see but whether there is a kernel: it fits the figure to its width, and says if that is `narrow`.
+
+    `lasso` is the last one that was drawn: its corners x and y, and whether on the map that was kept; or empty.
+    """
 
     _esm, _css = Path(__file__).with_suffix(".js"), Path(__file__).with_suffix(".css")
-    narrow = traitlets.Bool(False).tag(sync=True)
+    narrow, lasso = traitlets.Bool(False).tag(sync=True), traitlets.Dict().tag(sync=True)
 
 
 class _Kept(NamedTuple):
@@ -60,10 +63,10 @@ class Explorer(widgets.VBox):
         tokens: Callable[[list[int]], tuple[str, str]] | None = None,
     ):  # fmt: skip
         self.delta_set, self.selected, self.other, self.view, self._tokens = delta_set, None, None, None, tokens
-        self._lowest = 0.0  # end of the silhouette's axis
+        self._lowest, self._legend = 0.0, ""  # end of the silhouette's axis; what the legend is of
         self._labels = {} if labels is None else {str(name): [*map(str, column)] for name, column in labels.items()}
         self._chosen, self._said = np.zeros(len(delta_set), bool), ""  # adapters, and their tokens
-        self._lassoed = self._kept = None  # the last lasso; what the setting is compared with
+        self._kept = None  # what the setting is compared with
         one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
         self._tsne = lru_cache(64)(lambda layer, centered, probes: self._view(layer, centered, "t-SNE"))
@@ -97,13 +100,11 @@ class Explorer(widgets.VBox):
         handlers |= {self.lasso: self._on_lasso, self.keep: self._on_keep}
         for control, handler in handlers.items():
             control.observe(partial(self._guarded, handler), "value")
+        self._around.observe(self._on_drawn, "lasso")
         self._around.observe(lambda change: self._change({}, arrangement(len(self.delta_set), change["new"])), "narrow")
         for domain, mine in maps.by_domain(self.delta_set.domains).items():
             for name in ("map", "kept"):
-                trace = self.traces[f"{name} {domain}"]
-                trace.on_click(partial(self._on_click, mine))
-                trace.on_selection(self._on_selection)
-                trace.on_deselect(lambda *event: self.choose([]))
+                self.traces[f"{name} {domain}"].on_click(partial(self._on_click, mine))
         self.traces["curve"].on_click(self._on_curve)
         self.traces["heatmap"].on_click(self._on_cell)
 
@@ -153,11 +154,11 @@ class Explorer(widgets.VBox):
         if points.point_inds:
             self.select(mine[points.point_inds[0]])
 
-    def _on_selection(self, trace, points, lasso) -> None:
-        """The lasso, of which every trace tells that has points in it: the first one's call chooses all of them."""
-        if lasso is not self._lassoed:
-            self._lassoed, seen = lasso, self._kept.view if trace.meta.startswith("kept ") else self.view
-            self.choose(np.flatnonzero(Polygon(np.c_[lasso.xs, lasso.ys]).contains_points(seen.points)).tolist())
+    def _on_drawn(self, change) -> None:
+        """A lasso around adapters, or none any more."""
+        lasso, seen = change["new"], self._kept.view if self._kept and change["new"].get("kept") else self.view
+        inside = Polygon(np.c_[lasso["x"], lasso["y"]]).contains_points(seen.points) if lasso and seen else []
+        self.choose(np.flatnonzero(inside).tolist())
 
     def _on_lasso(self) -> None:
         """The pointer draws, or zooms as before; what was chosen is let go with it."""
@@ -226,7 +227,8 @@ class Explorer(widgets.VBox):
         """The changes of traces and layout that show `self.view`, beside what was kept."""
         shown, found = self._colours(), self.delta_set
         traces, layout = explorer_figure.picture(found, self._rows, self.view, self.layer.value, shown, self._chosen)
-        traces |= explorer_figure.legend(shown, self._entries)
+        if self._legend != self.color.value:
+            traces, self._legend = traces | explorer_figure.legend(shown, self._entries), self.color.value
         if self._kept:
             traces["heatmap"]["visible"] = False
             traces |= explorer_figure.map_of(found, self._kept.view, shown, self._chosen, "kept")
@@ -263,7 +265,8 @@ class Explorer(widgets.VBox):
         with self.figure.batch_update():
             for name, change in traces.items():
                 self.traces[name].update(change)
-            self.figure.update_layout(layout)
+            if layout:
+                self.figure.update_layout(layout)
 
     def _clear(self) -> None:
         """No picture: there is nothing to show."""
@@ -279,9 +282,8 @@ class Explorer(widgets.VBox):
         some = i is not None and seen is not None and bool(self.controls.chosen)
         marked = [i] if self.other is None else [i, self.other]
         with self.figure.batch_update():
-            for ring, there in (("ring", seen), ("ring kept", self._kept and self._kept.view)):
-                x, y = there.points[marked].T if some and there else ([], [])
-                self._change({ring: dict(x=x, y=y)})
+            for ring, there in {"ring": seen, "ring kept": self._kept and self._kept.view}.items():
+                explorer_figure.put_ring(self.traces[ring], there.points[marked] if some and there else None)
             self._frame.update(explorer_figure.around(self._rows, i) if some else {}, visible=some and not self._kept)
         self.nearest.value = explorer_texts.nearest_to(found, seen, i, self.other) if some else explorer_texts.HINT
 

@@ -79,10 +79,11 @@ def map_of(found: DeltaSet, seen: maps.View, shown: Colours, chosen: np.ndarray,
         own = shown.points[mine]
         one_colour = own[0] if len(own) and not shown.is_scale and len({*own}) == 1 else list(own)
         picked = np.flatnonzero(chosen[mine]).tolist() if chosen.any() else None
+        beside = dict(text=[names[i] for i in mine], textposition=[places[i] for i in mine])
         traces[f"{name} {domain}"] = dict(
             x=seen.points[mine, 0], y=seen.points[mine, 1], hovertext=[texts[i] for i in mine], opacity=1,
-            text=[names[i] for i in mine], textposition=[places[i] for i in mine], selectedpoints=picked,
-            marker=dict(coloraxis="coloraxis2" if shown.is_scale else None, color=one_colour),
+            selectedpoints=picked, marker=dict(coloraxis="coloraxis2" if shown.is_scale else None, color=one_colour),
+            **(beside if len(found) <= maps.NAMED else {}),
         )  # fmt: skip
     return traces
 
@@ -115,6 +116,12 @@ def show_kept(figure: go.FigureWidget, kept: bool) -> None:
     figure.update_shapes(visible=not kept, selector=lambda shape: shape.name != "frame")
 
 
+def put_ring(ring, points: np.ndarray | None) -> None:
+    """A ring around each of some points (n, 2), or none."""
+    if points is not None or len(ring.x):
+        ring.update(dict(x=[], y=[]) if points is None else dict(x=points[:, 0], y=points[:, 1]))
+
+
 def around(rows: list[np.ndarray], adapter: int) -> dict[str, float]:
     """Where the frame around an adapter's row is."""
     row = next(number for number, adapters in enumerate(rows) if adapter in adapters)
@@ -134,7 +141,7 @@ def _traces(found: DeltaSet, rows: list[np.ndarray], entries: int) -> list:
     beside = dict(xaxis="x4", yaxis="y4", visible=False)
     for domain, trace, other in zip(domain_styles(found.domains), own, kept, strict=True):
         trace.update(meta=f"map {domain}", showlegend=False)  # the legend has keys of its own
-        other.update(meta=f"kept {domain}", showlegend=False, **beside)
+        other.update(meta=f"kept {domain}", showlegend=False, x=[], y=[], hovertext=[], **beside)
     whole = dict(unselected=dict(marker=dict(opacity=1)))  # whatever the lasso chooses
     ring = dict(
         x=[], y=[], mode="markers", showlegend=False, hoverinfo="skip",

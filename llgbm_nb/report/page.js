@@ -218,7 +218,7 @@ function markRow() {
 function showTable(seen) {
   if (!table) return;
   clearTimeout(showTable.later);  // of many adapters, the table waits until the slider is let go
-  if (data.adapters.name.length > 300) showTable.later = setTimeout(fillTable, 400, seen);
+  if (data.adapters.name.length > 30) showTable.later = setTimeout(fillTable, 200, seen);
   else fillTable(seen);
   if (state.adapter !== null) {
     const order = table.rows({search: "applied"}).data().toArray().findIndex(row => row.at(-1) === state.adapter);
