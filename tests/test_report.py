@@ -297,7 +297,8 @@ def test_make_lab_hands_args_on_and_runs_nothing_in_them(tmp_path):
     value = "--port=9 $(touch pwned) `touch pwned`; touch pwned # *"
     command = ["make", "-s", "lab", f"BIN={tmp_path}", f"READY={tmp_path}/.ready", "-o", f"{tmp_path}/.ready"]
     made = subprocess.run([*command, f"ARGS={value}"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    expected = ["lab", "--notebook-dir", ".", *value.split(), "notebooks/04_analysis.ipynb"]
+    hook = "--ContentsManager.pre_save_hook=llgbm_nb.report.live.on_save"
+    expected = ["lab", "--notebook-dir", ".", hook, *value.split(), "notebooks/04_analysis.ipynb"]
     assert made.stdout.splitlines() == expected and not (tmp_path / "pwned").exists()
 
 

@@ -157,7 +157,7 @@ def claims(line: str) -> bool:
 
 def test_of_collections_without_structure_one_in_twenty_is_said_to_have_some():
     """Noise of all shapes, and true groups with labels that have nothing to do with them. Binomial: 99 % have 6 or
-    fewer of 40 at a rate of 0.05. (Of 200, once: in docs/evidence.md.)"""
+    fewer of 40 at a rate of 0.05."""
     wrong, random = 0, np.random.default_rng(0)
     for seed in range(40):
         ranks = pd.DataFrame({"rank": random.permutation(["4", "8", "16"] * 5)})
