@@ -150,3 +150,32 @@ def test_pairs_of_many_are_a_sample_of_all_domains_and_the_means(monkeypatch):
     pd.testing.assert_frame_equal(many.means, few.means)  # of all, whatever is shown
     assert (many.within, many.across) == (few.within, few.across)
     assert len(analysis.pairs(deltas, ["unknown"] * 18).shown) == 7
+
+
+def test_a_selection_is_as_far_from_the_rest_as_its_means_are_in_shares_of_the_spread():
+    deltas, _ = planted(per_domain=4, domains=("a", "b"))
+    chosen = np.arange(8) < 3
+    own = np.where(chosen[:, None], deltas[chosen].mean(axis=0), deltas[~chosen].mean(axis=0))
+    expected = np.linalg.norm(own[0] - own[-1]) / np.sqrt(np.mean(np.sum((deltas - own) ** 2, axis=1)))
+    assert analysis.separation(deltas, chosen) == pytest.approx(expected, rel=1e-5)
+    assert np.isnan(analysis.separation(deltas, np.ones(8, bool))) and np.isnan(
+        analysis.separation(deltas, ~chosen & chosen)
+    )
+    assert np.isnan(analysis.separation(np.ones((8, 2), np.float32), chosen))
+
+
+def test_two_settings_are_compared_by_the_cosines_of_all_pairs(monkeypatch):
+    one, _ = planted()
+    other = one + RNG.normal(size=one.shape)
+    off = ~np.eye(len(one), dtype=bool)
+    cosines = [cosine_similarity(each) for each in (one, other)]
+    correlation, moved = analysis.settings_beside(one, other)
+    assert correlation == pytest.approx(np.corrcoef(*(each[off] for each in cosines))[0, 1], abs=1e-6)
+    own = [np.corrcoef(*(each[i][off[i]] for each in cosines))[0, 1] for i in range(len(one))]
+    np.testing.assert_allclose(moved, 1 - np.array(own), atol=1e-6)
+    assert analysis.settings_beside(one, 3 * one)[0] == pytest.approx(1)
+    assert np.isnan(analysis.settings_beside(one, np.zeros_like(one))[0]) and np.isnan(
+        analysis.settings_beside(one[:1], one[:1])[0]
+    )
+    monkeypatch.setattr(geometry, "MANY", 10)  # with ten of the eighteen
+    assert analysis.settings_beside(one, other)[0] == pytest.approx(correlation, abs=0.2)
