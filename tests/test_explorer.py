@@ -452,6 +452,10 @@ def test_two_settings_lie_side_by_side(found, explorer):
     explorer.select(3)
     np.testing.assert_array_equal([explorer.traces["ring kept"].x, explorer.traces["ring kept"].y], before[[3]].T)
     assert not explorer.figure.layout.shapes[0].visible
+    explorer.color.value = "norm"  # each map by its own norms
+    for kind, deltas in (("kept", found.deltas()), ("map", found.deltas(2, [0, 2]))):
+        norms = np.linalg.norm(deltas, axis=1)[[0, 3, 6, 9]]
+        np.testing.assert_allclose(explorer.traces[f"{kind} law"].marker.color, norms, rtol=1e-6)
     explorer.keep.value = False
     assert explorer.traces["heatmap"].visible and not explorer.traces["kept law"].visible
     assert explorer.beside_text.value == "" and explorer.figure.layout.shapes[0].visible

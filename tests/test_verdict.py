@@ -155,11 +155,11 @@ def claims(line: str) -> bool:
     )
 
 
-def test_of_collections_without_structure_one_in_twenty_is_said_to_have_some():
-    """Noise of all shapes, and true groups with labels that have nothing to do with them. Binomial: 99 % have 6 or
-    fewer of 40 at a rate of 0.05."""
-    wrong, random = 0, np.random.default_rng(0)
-    for seed in range(40):
+def false_claims(seeds) -> int:
+    """Of collections without structure, how many are said to have some: noise of all shapes in every second one, in the
+    others true groups with labels that have nothing to do with them."""
+    wrong, random = 0, np.random.default_rng(seeds[0])
+    for seed in seeds:
         ranks = pd.DataFrame({"rank": random.permutation(["4", "8", "16"] * 5)})
         if seed % 2:
             one = made(0, DOMAINS, seed, noise=(1.0 + np.arange(32)) ** -random.choice([0, 0.5, 1.0]))
@@ -168,4 +168,9 @@ def test_of_collections_without_structure_one_in_twenty_is_said_to_have_some():
             one = replace(made(3, DOMAINS, seed), domains=tuple(random.permutation(DOMAINS)))
             lines = [line for line in found_in(one, ranks) if not line.startswith("Grouped")]  # these there are
             wrong += any(map(claims, lines))
-    assert wrong <= 6
+    return wrong
+
+
+def test_of_collections_without_structure_one_in_twenty_is_said_to_have_some():
+    """Binomial: 99 % have 6 or fewer of 40 at a rate of 0.05. (Of 200, once: in docs/evidence.md.)"""
+    assert false_claims(range(40)) <= 6

@@ -63,10 +63,10 @@ class Explorer(widgets.VBox):
         tokens: Callable[[list[int]], tuple[str, str]] | None = None,
     ):  # fmt: skip
         self.delta_set, self.selected, self.other, self.view, self._tokens = delta_set, None, None, None, tokens
-        self._lowest, self._legend = 0.0, ""  # end of the silhouette's axis; what the legend is of
+        # The end of the silhouette's axis; what the legend is of; the setting that was kept.
+        self._lowest, self._beside, self._kept = 0.0, (), None
         self._labels = {} if labels is None else {str(name): [*map(str, column)] for name, column in labels.items()}
         self._chosen, self._said = np.zeros(len(delta_set), bool), ""  # adapters, and their tokens
-        self._kept = None  # what the setting is compared with
         one_layer = max(1, delta_set.base[:, 0].nbytes * len(delta_set))
         self._states = lru_cache(max(2, MEMORY // one_layer))(delta_set.differences_at)
         self._tsne = lru_cache(64)(lambda layer, centered, probes: self._view(layer, centered, "t-SNE"))
@@ -79,7 +79,7 @@ class Explorer(widgets.VBox):
         self.headline, self.chosen_text, self.beside_text = (widgets.HTML() for _ in range(3))
         self.nearest = widgets.HTML(layout={"margin": "0 0 0 12px"})
         self.view = self._view(layer, centered, "PCA")
-        self._entries = max(len(self._colours(by).keys) for by in self.color.options)  # of the legend, at most
+        self._entries = max(len(self._colours(self.view, by).keys) for by in self.color.options)  # of the legend
         traces, layout = self._picture()
         curve, axis = self._silhouettes()
         self.figure = explorer_figure.new_figure(delta_set, self._rows, self._entries, traces | curve, layout | axis)
@@ -131,7 +131,7 @@ class Explorer(widgets.VBox):
         _check(adapters := list(adapters), self.delta_set)
         self._chosen, self._said = np.isin(np.arange(len(self.delta_set)), adapters), ""
         self._separate()
-        if self._tokens and self._chosen.any() and not self._chosen.all():
+        if self._tokens and self.controls.chosen and self._chosen.any() and not self._chosen.all():
             self.chosen_text.value = f"<b>comparing {len(adapters)} of {explorer_texts.count(self.delta_set)} …</b>"
             self._said = _asked(self._tokens, adapters)
         self._paint()
@@ -220,19 +220,20 @@ class Explorer(widgets.VBox):
         self._lowest = float(np.nanmin([self._lowest, *np.multiply(scores, 1.1)]))
         return explorer_figure.curve(scores, self._lowest)
 
-    def _colours(self, by: str = "") -> explorer_figure.Colours:
-        return explorer_figure.colours(self.delta_set, self.view.norms, self._labels, by or self.color.value)
+    def _colours(self, seen: maps.View, by: str = "") -> explorer_figure.Colours:
+        return explorer_figure.colours(self.delta_set, seen.norms, self._labels, by or self.color.value)
 
     def _picture(self) -> tuple[dict, dict]:
         """The changes of traces and layout that show `self.view`, beside what was kept."""
-        shown, found = self._colours(), self.delta_set
-        traces, layout = explorer_figure.picture(found, self._rows, self.view, self.layer.value, shown, self._chosen)
-        if self._legend != self.color.value:
-            traces, self._legend = traces | explorer_figure.legend(shown, self._entries), self.color.value
-        if self._kept:
-            traces["heatmap"]["visible"] = False
-            traces |= explorer_figure.map_of(found, self._kept.view, shown, self._chosen, "kept")
-            layout |= {f"{name}4": axis for name, axis in maps.map_axes(self._kept.view).items()}
+        shown, found, kept, chosen = self._colours(self.view), self.delta_set, self._kept, self._chosen
+        traces, layout = explorer_figure.picture(found, self._rows, self.view, self.layer.value, shown, chosen)
+        traces |= {"heatmap": dict(visible=False)} if kept else {}
+        before, self._beside = self._beside, (self.color.value, chosen.tobytes(), id(kept))
+        if self._beside != before:  # layers leave legend and kept map as they are
+            traces |= explorer_figure.legend(shown, self._entries)
+            if kept:
+                traces |= explorer_figure.map_of(found, kept.view, self._colours(kept.view), chosen, "kept")
+                layout |= {f"{name}4": axis for name, axis in maps.map_axes(kept.view).items()}
         return traces, layout
 
     def _paint(self) -> None:

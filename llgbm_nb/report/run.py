@@ -103,17 +103,9 @@ def command(values: SimpleNamespace) -> str:
         given.pop("probe_type")  # it is the file's name
     for name in sorted(given, key=[*VARIABLES, *sorted(given)].index):
         if (value := given[name]) != usual[name]:
-            text = (
-                shown(value)
-                if isinstance(value, Path)
-                else "1"
-                if value is True
-                else ""
-                if value is None
-                else str(value)
-            )
+            text = shown(value) if isinstance(value, Path) else {True: "1", None: ""}.get(value, str(value))
             if name in VARIABLES and text:  # make takes an empty one for none
-                chosen.append(f"{VARIABLES[name]}={'1' if value is True else shlex.quote(text)}")
+                chosen.append(f"{VARIABLES[name]}={shlex.quote(text)}")
             else:
                 more += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
     return " ".join(["make report", *chosen, *([f"ARGS={shlex.quote(shlex.join(more))}"] if more else [])])
@@ -211,7 +203,7 @@ def _state(parameters: dict, adapters, base_model: str, probe_file: Path | None)
     from ..forward.base_files import base_fingerprint  # these take seconds to import
     from ..uses.task_query import find_queries
 
-    kinds = (".py", ".json", ".html", ".css", ".js")
+    kinds = (".py", ".json", ".html", ".css", ".js", ".svg")
     program = [file for file in sorted(Path(__file__).parents[1].rglob("*")) if file.suffix in kinds]
     program += [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     program += [probe_file] if probe_file else []
