@@ -414,6 +414,7 @@ def test_search_sort_and_pick_in_each_of_the_three_places(report, run, offline):
     assert {row[1] for row in rows_of(page)} == {"code"} and len(rows_of(page)) == 5
     page.locator("input[type=search]").fill("")
     page.locator("#adapters thead th").filter(has_text="norm").click()
+    page.locator("#adapters th[aria-sort=ascending]").wait_for()  # the table sorts a moment after the click
     norms = [float(row[6]) for row in rows_of(page)]
     assert norms == sorted(norms) == pytest.approx(sorted(analysis.norms(found.deltas())), abs=6e-3)
 
