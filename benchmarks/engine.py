@@ -241,7 +241,7 @@ def reading(args, adapters: list[str]) -> float:
     for adapter in (Adapter(path, path) for path in adapters):
         _ = adapter.fingerprint
         lora = read_lora(read_config(adapter), adapter.read_tensors())
-        engine._stacked._twin.put_on([lora], 1)
+        engine._stacked.twin.put_on([lora], 1)
     return (time.perf_counter() - start) / len(adapters)
 
 

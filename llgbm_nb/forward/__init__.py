@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "states": ["last_token_states", "noise_floor", "tokenize"],
     "demo_base": ["DEMO_BASE"],
     "engine": ["Engine", "Measured"],
+    "live": ["LiveDeltas"],
     "peft_route": ["applied"],
 })  # fmt: skip

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from ..errors import InputError
 from .base import body_of
 from .base_files import base_folder
 from .experts import holds_matrices, is_transposed
+from .packing import fine
 from .patterns import check_patterns
 from .peft_route import read_config
 
@@ -44,6 +45,7 @@ _PREFIX = "base_model.model."
 _ADAPTER_NAME = re.compile(r"(\.lora_\w+)\.default(?=\.|$)")  # left out by PEFT, and kept by who saves a state dict
 _PARTS = ("lora_A.weight", "lora_B.weight")  # PEFT's names of the two factors
 _EMBEDDING_PARTS = ("lora_embedding_A", "lora_embedding_B")
+_EXAMPLE = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class Lora:
     """
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor, float]]
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, torch.Tensor], scale: float, body: str = "model.") -> "Lora":
+        """A LoRA of live tensors by PEFT's names, on the layers of `body`, the causal LM's name of it with a dot.
+
+        The factors are what was given, in float32, so that gradients reach it. Raises InputError for a name that is no
+        factor of a plain LoRA, and for one without its other half.
+        """
+        halves: dict[str, dict[int, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            plain = _ADAPTER_NAME.sub(r"\1", name).removeprefix(_PREFIX)
+            part = next((i for i in (0, 1) if plain.endswith((f".{_PARTS[i]}", f".{_EMBEDDING_PARTS[i]}"))), None)
+            if part is None or not plain.startswith(body):
+                raise InputError(f"{name!r} is no factor of a LoRA on the base's layers; PEFT calls one {_EXAMPLE!r}")
+            module = re.sub(r"\.lora_(embedding_)?[AB](\.weight)?$", "", plain.removeprefix(body))
+            halves.setdefault(module, {})[part] = fine(tensor)
+        if alone := [module for module, both in halves.items() if len(both) < 2]:
+            raise InputError(f"{alone[0]} has only one of LoRA's two factors")
+        return cls({module: (both[0], both[1], scale) for module, both in halves.items()})
 
     @property
     def rank(self) -> int:
@@ -69,6 +90,12 @@ class Target(NamedTuple):
     key: str
     rank: int
     scale: float
+
+
+def body_prefix(model: nn.Module) -> str:
+    """What the names of its body's modules begin with in a causal LM: "model.", or "" where the body is all of it."""
+    body = body_of(model)
+    return next(f"{name}." if name else "" for name, module in model.named_modules() if module is body)
 
 
 def is_plain(config) -> bool:
@@ -87,8 +114,7 @@ class LoraReader:
     def __init__(self, model: nn.Module):
         self._model, self._modules, self._plans = model, dict(model.named_modules()), {}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        body = body_of(model)
-        self._body = next(f"{name}." if name else "" for name, module in self._modules.items() if module is body)
+        self._body = body_prefix(model)
 
     def __call__(self, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> Lora | None:
         """The adapter with these tensors; None if they are anything else than plain LoRA as `config` says: every tensor

@@ -23,6 +23,11 @@ PASS_TOKENS = 512  # of one copy of the probes; more of them go in several passe
 _STATEFUL = ("mamba", "ssm", "recurrent", "rglru", "rwkv", "delta", "shortconv", "linearattention", "lightning", "lstm")
 
 
+def fine(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or in float64 if it is that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 @dataclass(frozen=True, eq=False)
 class Pack:
     """Some probes in one row; each is a key of its own. All tensors are int64 on the model's device."""
@@ -104,8 +109,7 @@ def blocks_of(body: nn.Module) -> nn.ModuleList:
     raise LookupError(f"no list of {count} decoder layers")
 
 
-@torch.inference_mode()
-def packed_states(
+def live_states(
     body: nn.Module, pack: Pack, copies: int, layers: list[int], after: bool = False
 ) -> torch.Tensor:  # fmt: skip
     """Hidden states of `layers` (0: embeddings) at the probes' last tokens: float32 (copies, probes, layers, hidden).
@@ -119,13 +123,21 @@ def packed_states(
     if len(pack.last) > 1:  # a probe alone is called as any text is: not every architecture takes positions
         inputs |= dict(position_ids=pack.positions.expand(copies, -1), attention_mask=None)
     with (
-        _by_probe(body, pack),
+        by_probe(body, pack),
         _last_tokens_read(body, pack, layers, after) as states,
         contextlib.suppress(_LayersRead),
     ):
         out = body(**inputs)
-        states[max(layers)] = out.last_hidden_state[:, pack.last].float()
+        states[max(layers)] = fine(out.last_hidden_state[:, pack.last])
     return torch.stack([states[layer] for layer in layers], dim=2)
+
+
+@torch.inference_mode()
+def packed_states(
+    body: nn.Module, pack: Pack, copies: int, layers: list[int], after: bool = False
+) -> torch.Tensor:  # fmt: skip
+    """`live_states` without gradients."""
+    return live_states(body, pack, copies, layers, after)
 
 
 @contextlib.contextmanager
@@ -140,7 +152,7 @@ def _last_tokens_read(
 
     def read(layer: int, hidden: torch.Tensor) -> None:
         if layer in layers:
-            found[layer] = hidden[:, pack.last].float()
+            found[layer] = fine(hidden[:, pack.last])
         if layer == deepest:
             raise _LayersRead
 
@@ -180,7 +192,7 @@ def _is_rowwise(mlp: nn.Module | None) -> bool:
 
 
 @contextlib.contextmanager
-def _by_probe(body: nn.Module, pack: Pack) -> Iterator[None]:
+def by_probe(body: nn.Module, pack: Pack) -> Iterator[None]:
     """While open, `body` attends within each probe, where that is less work than one masked square over all of them.
 
     It is for models on sdpa without a sliding window shorter than a probe; others keep their own masked attention.

@@ -54,19 +54,20 @@ class StackedRoute:
     """Measures plain LoRA adapters on `base`, `copies` at a time (0: as many as pay); fewer once memory has run out.
 
     `layers` are layer numbers, ascending, and `base_states` is a(B) there, float32 (probes, layers, hidden). `low` is
-    as in `Twin`. `note` is called with sentences that the user should read.
+    as in `Twin`, and so is `gradients`. `note` is called with sentences that the user should read.
     """
 
     def __init__(
         self, base: BaseModel, packs: list[Pack], layers: list[int], base_states: np.ndarray,
-        low: torch.dtype | None, copies: int, note: Callable[[str], None],
+        low: torch.dtype | None, copies: int, note: Callable[[str], None], gradients: bool = False,
     ):  # fmt: skip
-        self._base, self._packs, self._layers, self._low, self._note = base, packs, layers, low, note
+        self._base, self.packs, self._layers, self._low, self._note = base, packs, layers, low, note
+        self._gradients = gradients
         self._base_states, self.copies = base_states, copies or _copies_that_pay(packs)
         self._read_lora = LoraReader(base.model)
         self._unusable = False  # found out with the first adapter
         self._rounding_known = low in (None, torch.float32)
-        self._after, self._multiple = False, 1  # as in `packed_states` and in `pack_probes`
+        self.after, self._multiple = False, 1  # as in `packed_states` and in `pack_probes`
         self.drop()
 
     def measure(self, adapters: Iterable[Adapter]) -> Iterator[Measured | Adapter]:
@@ -78,7 +79,7 @@ class StackedRoute:
             elif self._unusable:  # it was lost on the way, to memory
                 yield each[0]
             else:
-                block = waiting.setdefault(self._twin.together(each[1]), [])
+                block = waiting.setdefault(self.twin.together(each[1]), [])
                 block.append(each)
                 if len(block) >= (BLOCK if len(self._chunks) > 1 else self.copies):
                     yield from self._measure_block(block[:])
@@ -88,10 +89,10 @@ class StackedRoute:
 
     def is_usable(self) -> bool:
         """Whether adapters can be stacked on this base: found out once, by comparing the base's own pass."""
-        while self._twin is None and not self._unusable:
+        while self.twin is None and not self._unusable:
             try:
                 blocks_of(self._base.body)  # raises where there is no list of layers
-                self._twin = Twin(self._base.body, self._base.device, self._low)
+                self.twin = Twin(self._base.body, self._base.device, self._low, self._gradients)
                 self._measure_base()
                 break
             except Exception as error:  # an architecture of its own: any kind of error can come out of its forward pass
@@ -99,7 +100,7 @@ class StackedRoute:
             self.drop()  # with no error at hand, which would hold on to the tensors of its pass
             if is_memory and self.copies > 1:
                 self._halve()
-            elif any(len(pack.last) > 1 for pack in self._packs):
+            elif any(len(pack.last) > 1 for pack in self.packs):
                 self._note(f"each probe has a pass of its own: {reason}")
                 self._pack_anew(0)
             else:
@@ -107,12 +108,17 @@ class StackedRoute:
                 self._unusable = True
         return not self._unusable
 
+    def recorded(self) -> list[Pack]:
+        """The packs, with the base's records of all of them at hand. The route must be usable."""
+        self._record(self.packs)
+        return self.packs
+
     def drop(self) -> None:
         """Free the twin: its laid-out weights and records. It is made again when it is needed."""
-        held = getattr(self, "_twin", None) is not None
-        self._twin: Twin | None = None
-        self._twin_base: dict[Pack, torch.Tensor] = {}  # a(B) on the twin: float32 (probes, layers, hidden)
-        self._chunks = [self._packs]  # the packs that difference propagation can hold records of at once
+        held = getattr(self, "twin", None) is not None
+        self.twin: Twin | None = None
+        self.twin_base: dict[Pack, torch.Tensor] = {}  # a(B) on the twin: float32 (probes, layers, hidden)
+        self._chunks = [self.packs]  # the packs that difference propagation can hold records of at once
         if held:
             hand_back_memory()
 
@@ -167,9 +173,9 @@ class StackedRoute:
             self._record(chunk)
             for first in range(0, len(loras), self.copies):
                 group = loras[first : first + self.copies]
-                self._twin.put_on(group, self.copies)
+                self.twin.put_on(group, self.copies)
                 for pack in chunk:
-                    found = self._pass(pack) - self._twin_base[pack]
+                    found = self._pass(pack) - self.twin_base[pack]
                     for number in range(len(group)):
                         states[first + number].append(found[number])
         return [torch.cat(parts).numpy() for parts in states]
@@ -181,9 +187,9 @@ class StackedRoute:
             return
         self._rounding_known, chunk, count = True, self._chunks[0], sum(len(pack.last) for pack in self._chunks[0])
         self._record(chunk)
-        self._twin.put_on([lora for lora, _ in changed], self.copies)
-        with self._twin.in_float32():
-            passes = [self._pass(pack) - self._twin_base[pack] for pack in chunk]
+        self.twin.put_on([lora for lora, _ in changed], self.copies)
+        with self.twin.in_float32():
+            passes = [self._pass(pack) - self.twin_base[pack] for pack in chunk]
         exact = torch.cat(passes, dim=1)[: len(changed)].mean(1)  # (adapters, layers, hidden)
         ours = torch.stack([torch.from_numpy(differences[:count]).mean(0) for _, differences in changed])
         off = ((ours - exact).norm(dim=-1) / exact.norm(dim=-1)).nan_to_num(0).max()
@@ -193,7 +199,7 @@ class StackedRoute:
             )
 
     def _checked(self, adapter: Adapter, differences: np.ndarray, seconds: float) -> Measured:
-        shape = f"{self.copies} x {'+'.join(str(pack.tokens) for pack in self._packs)} tokens"
+        shape = f"{self.copies} x {'+'.join(str(pack.tokens) for pack in self.packs)} tokens"
         try:
             check_finite(differences + self._base_states, self._layers, str(self._low or self._base.model.dtype))
             return Measured(adapter, STACKED, seconds, differences, "", shape)
@@ -219,23 +225,23 @@ class StackedRoute:
         self._note(f"memory ran out: from here on {self.copies} adapters share a pass")
 
     def _pack_anew(self, limit: int, multiple: int = 1) -> None:
-        ids, pay = [row.tolist() for pack in self._packs for row in pack.probes], _copies_that_pay(self._packs)
-        self._packs, self._multiple = pack_probes(ids, self._base.device, limit, multiple), multiple
-        self._chunks = [self._packs]
+        ids, pay = [row.tolist() for pack in self.packs for row in pack.probes], _copies_that_pay(self.packs)
+        self.packs, self._multiple = pack_probes(ids, self._base.device, limit, multiple), multiple
+        self._chunks = [self.packs]
         if self.copies == pay:  # neither asked for nor halved
-            self.copies = _copies_that_pay(self._packs)
+            self.copies = _copies_that_pay(self.packs)
 
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
-        together = next((pack for pack in self._packs if len(pack.last) > 1), None)
+        together = next((pack for pack in self.packs if len(pack.last) > 1), None)
         if together and not self._keeps_apart(together):
             raise Unstackable("in one row, a probe would see the one before")
-        self._chunks, kept = [self._packs], 0
+        self._chunks, kept = [self.packs], 0
         if self._low:
-            self._record(self._packs[:1])
-            per_token = self._twin.record_bytes / self._packs[0].tokens
-            self._chunks = in_parts(self._packs, attrgetter("tokens"), RECORD_BYTES / max(1, per_token))
-            kept = per_token * sum(pack.tokens for pack in self._packs) / 2**20
+            self._record(self.packs[:1])
+            per_token = self.twin.record_bytes / self.packs[0].tokens
+            self._chunks = in_parts(self.packs, attrgetter("tokens"), RECORD_BYTES / max(1, per_token))
+            kept = per_token * sum(pack.tokens for pack in self.packs) / 2**20
         for chunk in self._chunks:
             self._record(chunk)
             for pack in chunk:
@@ -249,12 +255,12 @@ class StackedRoute:
                         self._note("results would depend on the place or on the neighbours: one adapter a pass")
                     self._measure_base()
                     return
-        ours = torch.cat([self._twin_base[pack] for pack in self._packs]).numpy()
+        ours = torch.cat([self.twin_base[pack] for pack in self.packs]).numpy()
         far = np.linalg.norm(ours - self._base_states, axis=-1) / np.linalg.norm(self._base_states, axis=-1)
         if not far.max() < (1e-4 if self._base.model.dtype == torch.float32 else 0.05):
-            self._after = not self._after
-            if self._after:
-                self._twin.records.clear()
+            self.after = not self.after
+            if self.after:
+                self.twin.records.clear()
                 self._measure_base()
                 return
             raise Unstackable(f"its own pass differs from transformers' by {far.max():.1g} of the hidden state's norm")
@@ -267,39 +273,39 @@ class StackedRoute:
         [two] = pack_probes([row.tolist() for row in pack.probes[:2]], self._base.device)
         both = [two, with_another_first(two)]
         self._record(both)
-        self._twin.put_on([self._twin.any_lora(0.5)], 1)
+        self.twin.put_on([self.twin.any_lora(0.5)], 1)
         one, other = (self._pass(each, 1)[0, 1] for each in both)  # the second probe: (layers, hidden)
         within = 1e-5 if self._base.model.dtype == torch.float32 else 0.05  # experts round by how many tokens they have
         return torch.equal(one, other) or bool((one - other).norm() <= within * one.norm())
 
     def _is_independent(self, pack: Pack) -> bool:
         """Whether every place of a pass gives the base's bits, whatever is beside it; if so, keeps a(B) of `pack`."""
-        self._twin.put_on([], self.copies)
+        self.twin.put_on([], self.copies)
         base = self._pass(pack)
         same = all(torch.equal(base[0], other) for other in base[1:])
         if self._low:
-            same = same and torch.equal(base[0], self._twin_base[pack])
-        if same and self.copies > 1 and pack is self._packs[0]:
-            self._twin.put_on([self._twin.any_lora()], self.copies)  # in the first place; the others must not see it
+            same = same and torch.equal(base[0], self.twin_base[pack])
+        if same and self.copies > 1 and pack is self.packs[0]:
+            self.twin.put_on([self.twin.any_lora()], self.copies)  # in the first place; the others must not see it
             found = self._pass(pack)
             same = all(torch.equal(base[0], other) for other in found[1:])
         if same:
-            self._twin_base[pack] = base[0]
+            self.twin_base[pack] = base[0]
         return same
 
     def _record(self, chunk: list[Pack]) -> None:
         """For difference propagation: the base's pass over these packs, kept unless it is there."""
-        if not self._low or all(pack in self._twin.records for pack in chunk):
+        if not self._low or all(pack in self.twin.records for pack in chunk):
             return
-        self._twin.records.clear()
+        self.twin.records.clear()
         for pack in chunk:
-            with self._twin.recording(pack):
-                self._twin_base[pack] = packed_states(self._twin.tree, pack, 1, self._layers, self._after)[0].cpu()
+            with self.twin.recording(pack):
+                self.twin_base[pack] = packed_states(self.twin.tree, pack, 1, self._layers, self.after)[0].cpu()
 
     def _pass(self, pack: Pack, copies: int = 0) -> torch.Tensor:
         """One pass over `pack` of what is put on: float32 (copies, probes, layers, hidden) on the CPU."""
-        with self._twin.replaying(pack):
-            return packed_states(self._twin.tree, pack, copies or self.copies, self._layers, self._after).cpu()
+        with self.twin.replaying(pack):
+            return packed_states(self.twin.tree, pack, copies or self.copies, self._layers, self.after).cpu()
 
 
 def _copies_that_pay(packs: list[Pack]) -> int:

@@ -27,17 +27,20 @@ from transformers.pytorch_utils import Conv1D
 
 from .experts import Matrix, StackedMatrices, Unstackable, holds_matrices
 from .lora import Lora, embed_scale, kind_of
-from .packing import Pack
+from .packing import Pack, fine
 
 
 class Twin:
     """A second module tree around the parameters of `body`, ready for several adapters at once.
 
-    `low` is the dtype in which difference propagation multiplies; None: plain passes, without records.
+    `low` is the dtype in which difference propagation multiplies; None: plain passes, without records. With `gradients`
+    (and then float32) its passes can be differentiated with respect to the adapters' factors.
     """
 
-    def __init__(self, body: nn.Module, device: torch.device, low: torch.dtype | None = None):
-        self._device, self.stack = device, Stack(stacks_in_tensors(device), low)
+    def __init__(
+        self, body: nn.Module, device: torch.device, low: torch.dtype | None = None, gradients: bool = False
+    ):  # fmt: skip
+        self._device, self.stack = device, Stack(gradients or stacks_in_tensors(device), low, gradients)
         self.records = self.stack.records
         self.tree = copy.deepcopy(body, {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())})
         linear = DifferenceLinear if low else StackedLinear
@@ -113,6 +116,17 @@ class Twin:
         finally:
             self.stack.low = low
 
+    def what_is_on(self) -> Callable[[], None]:
+        """A function that puts on again what is on now, as it is."""
+        kept = self.stack.copies, self.stack.first, {name: layer.factors for name, layer in self._layers.items()}
+
+        def put_on_again() -> None:
+            self.stack.copies, self.stack.first, factors = kept
+            for name, layer in self._layers.items():
+                layer.factors = factors[name]
+
+        return put_on_again
+
     @property
     def record_bytes(self) -> int:
         """What the records take; inputs that several layers share are counted once."""
@@ -135,8 +149,8 @@ def bucket(lora: Lora) -> int:
 class Stack:
     """The state that all layers of a twin share: the shape of the pass, and the base's records."""
 
-    def __init__(self, padded: bool, low: torch.dtype | None):
-        self.padded, self.low, self.copies = padded, low, 1
+    def __init__(self, padded: bool, low: torch.dtype | None, gradients: bool):
+        self.padded, self.low, self.gradients, self.copies = padded, low, gradients, 1
         self.stream = None  # for transfers to cuda
         self.pack, self.recording = None, False
         self.records: dict[Pack, dict] = {}  # {pack: {layer: (x_B (rows, in), y_B (rows, out))}}
@@ -167,7 +181,7 @@ def _padded(factors: list, rank: int, device: torch.device, stack: Stack):
         if each:
             a, b, scale = each
             all_a[number, : len(a)], all_b[number, :, : len(a)] = a, b * scale
-    if device.type != "cuda":
+    if device.type != "cuda" or stack.gradients:
         return all_a.to(device), all_b.to(device), None
     stack.stream = stack.stream or torch.cuda.Stream(device)
     with torch.cuda.stream(stack.stream):  # from pinned memory, beside the computation
@@ -186,7 +200,10 @@ class StackedLinear(nn.Module):
         self.stack, self.factors = stack, None
         self.weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T  # (out, in)
         self.bias = linear.bias
-        self.product = product(self.weight.to(stack.low)) if stack.low else product(self.weight, self.bias)
+        if stack.gradients:  # torch differentiates its own product alone
+            self.product = partial(F.linear, weight=self.weight)
+        else:
+            self.product = product(self.weight.to(stack.low)) if stack.low else product(self.weight, self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = self._rows(x)  # (copies, rows, in)
@@ -203,7 +220,7 @@ class StackedLinear(nn.Module):
         """`y` (copies, rows, out) with each copy's LoRA term added in place, in float32 as PEFT does."""
         if self.factors is None:
             return y
-        low, y, rows = y.dtype, y.float(), rows.float()
+        low, y, rows = y.dtype, fine(y), fine(rows)
         if self.stack.padded:
             a, b, there = self.factors
             if there:
@@ -231,7 +248,7 @@ class DifferenceLinear(StackedLinear):
             y = base_y.repeat(self.stack.copies, 1, 1)
         else:
             if self.stack.low:
-                y = self.product(self.stack.difference(x, rows, base_x)).float()
+                y = fine(self.product(self.stack.difference(x, rows, base_x)))
             else:
                 y = F.linear(rows - base_x, self.weight)
             y += base_y
@@ -252,7 +269,7 @@ class StackedEmbedding(nn.Module):
             return x
         if len(x) != self.stack.copies:
             raise Unstackable("an embedding sees one row for all adapters")
-        low, x, ids = x.dtype, x.float(), ids.expand(x.shape[:-1])
+        low, x, ids = x.dtype, fine(x), ids.expand(x.shape[:-1])
         factors = self.factors
         if self.stack.padded:
             all_a, all_b, there = factors
