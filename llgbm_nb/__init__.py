@@ -16,4 +16,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "errors": ["InputError"],
     "phase1": ["compute_adapter_delta", "compute_base_activation", "get_average_activation"],
     "probes": ["create_domain_probes", "create_generic_probes", "create_mixed_probes", "create_probes"],
+    "targets": ["load_targets"],
 })  # fmt: skip

@@ -194,7 +194,8 @@ def _kept(cache: DeltaCache, adapter: Adapter, settings: Settings) -> _Outcome:
     if settings.force_recompute:
         return missing
     found, about = cache.look_up(adapter.path), dict(name=adapter.name, domain=adapter.domain, kind=adapter.kind)
-    if found and not (about | {"path": adapter.path}).items() <= found[0].items():  # moved, or with another label
+    now = about | {"path": cache.named(adapter.path)}
+    if found and not now.items() <= found[0].items():  # moved, or with another label
         with contextlib.suppress(InputError):  # damaged in the middle, and so gone now; or it cannot be written
             cache.adopt(adapter.path, **about)
         found = cache.look_up(adapter.path)

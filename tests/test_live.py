@@ -65,8 +65,8 @@ def test_the_numbers_are_the_caches(architecture, tmp_path):
     students = [live.lora(tensors, scale) for tensors, scale in found.values()]
     run = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "deltas")
     kept = dict(zip(run.delta_set.names, map(np.asarray, run.delta_set.differences), strict=True))
-    for name, found in zip(found, live(students).detach().numpy(), strict=True):
-        assert np.linalg.norm(found - kept[name]) <= 1e-5 * np.linalg.norm(kept[name])
+    for name, states in zip(found, live(students).detach().numpy(), strict=True):
+        assert np.linalg.norm(states - kept[name]) <= 1e-5 * np.linalg.norm(kept[name])
     np.testing.assert_allclose(live.base_states, run.delta_set.base, atol=1e-5)
 
 

@@ -49,7 +49,11 @@ class StatesOnDisk:
     def __init__(self, file: Path, shape: list[int], crcs: list[int]):
         """`crcs` are the checksums by layer. Raises OSError if there is no file; its content shows when it is read."""
         self.shape = tuple(shape)
-        self._file, self._crcs, self._stamp = file, crcs, _stamp(file)
+        self.file, self.crcs, self._stamp = file, crcs, _stamp(file)
+
+    def about(self, folder: Path) -> dict:
+        """For other programs: file, as seen from `folder`, shape, and checksums by layer."""
+        return {"file": self.file.relative_to(folder).as_posix(), "shape": list(self.shape), "crcs": self.crcs}
 
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], int | np.integer):
@@ -62,23 +66,23 @@ class StatesOnDisk:
 
     def layer(self, column: int) -> np.ndarray | None:
         """(probes, hidden) of one layer, by its place (negative: from the end); None if they are damaged or gone."""
-        layer = _read(self._file, self.shape, range(self.shape[1])[column])
-        return layer if layer is not None and checksum(layer) == self._crcs[column] else None
+        layer = _read(self.file, self.shape, range(self.shape[1])[column])
+        return layer if layer is not None and checksum(layer) == self.crcs[column] else None
 
     def whole(self) -> np.ndarray | None:
         """(probes, layers, hidden); None if they are damaged or gone."""
-        states = _read(self._file, self.shape)
-        return states if states is not None and checksums_by_layer(states) == self._crcs else None
+        states = _read(self.file, self.shape)
+        return states if states is not None and checksums_by_layer(states) == self.crcs else None
 
     def _or_error(self, read: np.ndarray | None) -> np.ndarray:
         if read is not None:
             return read
-        if not self._file.exists() or _stamp(self._file) != self._stamp:
-            raise InputError(f"{shown(self._file)} has been replaced since these deltas were taken; compute them again")
+        if not self.file.exists() or _stamp(self.file) != self._stamp:
+            raise InputError(f"{shown(self.file)} has been replaced since these deltas were taken; compute them again")
         with contextlib.suppress(OSError):
-            self._file.unlink()
-        todo = "remove it" if self._file.exists() else "it has been removed"
-        raise InputError(f"{shown(self._file)} is damaged; {todo}, and compute the deltas again: the others are kept")
+            self.file.unlink()
+        todo = "remove it" if self.file.exists() else "it has been removed"
+        raise InputError(f"{shown(self.file)} is damaged; {todo}, and compute the deltas again: the others are kept")
 
 
 def _read(file: Path, shape: tuple[int, ...], column: int | None = None) -> np.ndarray | None:

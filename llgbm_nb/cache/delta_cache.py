@@ -20,7 +20,7 @@ import numpy as np
 from ..collection.adapters import Adapter
 from ..collection.bases import same_base
 from ..errors import InputError
-from ..files import read_all_anew, read_checked, shown, stamps
+from ..files import ROOT, read_all_anew, read_checked, shown, stamps
 from .arrays import StatesOnDisk
 from .store import BASE, FORMAT, Store, public
 
@@ -47,7 +47,7 @@ def open_cache(cache_dir: str | Path, config: dict) -> "DeltaCache":
     keyed = {key: value for key, value in config.items() if key not in ("base_model", "probe_type")}
     digest = hashlib.sha256(json.dumps([FORMAT, keyed], sort_keys=True).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]", "_", config["probe_type"])[:60]
-    cache = DeltaCache(Path(cache_dir) / f"{name}-{digest}")
+    cache = DeltaCache(Path(cache_dir) / f"{name}-{digest}", ROOT)
     if not keyed.items() <= cache.config.items():
         cache._store.save_config(config)
     return cache
@@ -57,13 +57,20 @@ class DeltaCache:
     """One configuration's deltas, in the folder `cache_dir`.
 
     Paths of adapters are matched exactly after normalisation ("./a/", "a" and the absolute path are one adapter). What
-    others write is seen at once. Raises InputError if the folder cannot be used, or was written by another version.
+    others write is seen at once. With a `root`, adapters below it are called by their path from there, which is what a
+    program that runs there is given. Raises InputError if the folder cannot be used, or was written by another version.
     """
 
-    def __init__(self, cache_dir: str | Path = "deltas"):
-        self.cache_dir = Path(os.path.abspath(cache_dir))
+    def __init__(self, cache_dir: str | Path = "deltas", root: Path | None = None):
+        self.cache_dir, self._root = Path(os.path.abspath(cache_dir)), root
         self._store = Store(self.cache_dir)
         self._aside: list[str] = []  # ids of entries whose path was given to another adapter
+
+    def named(self, adapter_path: str | Path) -> str:
+        """What an adapter is called in the manifest: its path from the root if it lies below, else as it is given."""
+        absolute = Path(os.path.abspath(adapter_path))
+        below = self._root and absolute.is_relative_to(self._root)
+        return absolute.relative_to(self._root).as_posix() if below else str(adapter_path)
 
     @property
     def config(self) -> dict:
@@ -77,9 +84,13 @@ class DeltaCache:
 
     def get_base_activations(self) -> np.ndarray | None:
         """a(B), float32 (probes, layers + 1, hidden), or None."""
+        states = self.base_on_disk()
+        return None if states is None or self.get_base_activation() is None else states.whole()
+
+    def base_on_disk(self) -> StatesOnDisk | None:
+        """The same, read when looked at."""
         entry = self._store.entry(BASE)
-        states = entry and self._store.states(BASE, entry)
-        return None if states is None or self._store.mean(BASE, entry) is None else states.whole()
+        return entry and self._store.states(BASE, entry)
 
     def save_base_activation(self, activation: np.ndarray, activations: np.ndarray | None = None) -> None:
         """Keep v(B), float32 (hidden,), and with it a(B), float32 (probes, layers + 1, hidden), where it is given."""
@@ -123,10 +134,10 @@ class DeltaCache:
         `fingerprint` is that of the files the delta was computed from; by default, of those there now. `about` (name,
         domain, …) goes into the manifest, which lags behind a little where there are many: see `write_manifest`.
         """
-        path = str(adapter_path)
-        key, before, now, there = _id(path), self._find(path)[0], _stamps(path), _fingerprint(path)
+        path, name = str(adapter_path), self.named(adapter_path)
+        key, before, now, there = _id(name), self._find(path)[0], _stamps(path), _fingerprint(path)
         entry = about | {
-            "path": path, "file": self._store.array(key).name, "fingerprint": fingerprint or there,
+            "path": name, "file": self._store.array(key).name, "fingerprint": fingerprint or there,
             "absolute_path": os.path.abspath(path), "stamps": now if there and fingerprint in (None, there) else None,
         }  # fmt: skip
         self._store.save(key, entry, delta, differences)
@@ -139,14 +150,14 @@ class DeltaCache:
         """Give an adapter that was recognised by its content an entry of its own path; if it has one, renew `about`.
         Nothing happens without a valid and whole entry. Raises InputError if the states turn out to be damaged."""
         path, (key, entry) = str(adapter_path), self._valid(adapter_path)
-        if entry and entry["path"] == path:
+        if entry and entry["path"] == self.named(path):
             if not about.items() <= entry.items():
                 self._store.change(key, entry, **about)
             return
         mean = entry and self._store.mean(key, entry)
         if mean is None:
             return
-        own, states = _id(path), self._store.states(key, entry)
+        own, states = _id(self.named(path)), self._store.states(key, entry)
         states = None if states is None else np.asarray(states)
         computed = ("path", "file", "norm", "shape", "fingerprint")
         about = {name: value for name, value in public(entry).items() if name not in computed} | about
@@ -165,7 +176,7 @@ class DeltaCache:
         self._drop([key for key, entry in map(self._find, lost) if entry])
 
     def get_all_deltas(self) -> dict[str, np.ndarray]:
-        """{adapter path: Delta(M, B)} of every entry that counts."""
+        """{adapter path, as `named`: Delta(M, B)} of every entry that counts."""
         deltas = {entry["path"]: self.get_delta(entry["absolute_path"]) for entry in self._store.entries().values()}
         return {path: delta for path, delta in deltas.items() if delta is not None}
 
@@ -247,7 +258,7 @@ class DeltaCache:
     def _find(self, path: str | Path) -> tuple[str | None, dict | None]:
         """Id and entry of this very path, whether its content has changed or not."""
         absolute = os.path.abspath(path)
-        for key in (_id(path), self._index.by_path.get(absolute)):
+        for key in (_id(self.named(path)), self._index.by_path.get(absolute)):
             entry = key and self._store.entry(key)
             if entry and entry["absolute_path"] == absolute:
                 return key, entry

@@ -5,7 +5,6 @@ deltas mean is not looked at here.
 """
 
 import json
-import os
 from contextlib import nullcontext
 
 import numpy as np
@@ -53,10 +52,10 @@ def _base_activation(run: DeltaRun) -> Checked:
 def _manifest(run: DeltaRun) -> Checked:
     file = run.cache.cache_dir / "manifest.json"
     entries = json.loads(file.read_text(encoding="utf-8"))["adapters"] if file.exists() else {}
-    listed = {os.path.abspath(entry["path"]) for entry in entries.values()}
+    listed = {entry["path"] for entry in entries.values()}
     files = {file.name for file in run.cache.cache_dir.glob("*.npy")} - {"base_activation.npy"}
     good = len(listed) == len(files) == len(entries) and {entry["file"] for entry in entries.values()} == files
-    good = good and {os.path.abspath(path) for path in run.delta_set.paths} <= listed
+    good = good and {*map(run.cache.named, run.delta_set.paths)} <= listed
     mine = f"the {len(run.delta_set)} adapters of this run"
     return good, mine + (" are listed, each with its file" if good else f"; {len(entries)} entries, {len(files)} files")
 

@@ -2,9 +2,9 @@
 
     A, B of each student -> one pass of all students for each pack of probes -> (students, probes, layers, hidden)
 
-The passes are the stacked route's, by difference propagation in the base's own float32 (or float64): the base's records are made once, without
-gradients, so nothing that is trained touches the base, and the numbers are those that the cache holds of such an
-adapter. Targets and losses are unknown here.
+The passes are the stacked route's, by difference propagation in the base's float32 (or float64). Its records are made
+once, without gradients, so nothing that is trained touches the base, and the numbers are those that the cache holds of
+such an adapter. Targets and losses are unknown here.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class LiveDeltas:
     """
 
     def __init__(self, base: BaseModel, token_ids: list[list[int]], layers: list[int], checkpointing: bool = False):
-        self.checkpointing, self.notes, self._layers = checkpointing, [], layers
+        self.device, self.checkpointing, self.notes, self._layers = base.device, checkpointing, [], layers
         self.base_states: np.ndarray = last_token_states(base.model, token_ids, base.device)[:, layers]
         self._modules, self._body = dict(base.body.named_modules()), body_prefix(base.model)
         packs = pack_probes(token_ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS)
@@ -84,7 +84,7 @@ class LiveDeltas:
 
 @contextlib.contextmanager
 def _checkpointed(twin: Twin, pack: Pack) -> Iterator[None]:
-    """While open, decoder layers keep their inputs alone. The last one keeps all: hooks in it are gone on the way back."""
+    """While open, decoder layers keep their inputs alone; not the last, as hooks in it are gone on the way back."""
     put_on_again = twin.what_is_on()
 
     @contextlib.contextmanager

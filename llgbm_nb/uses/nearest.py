@@ -76,4 +76,4 @@ def near_duplicates(
 def fingerprints(run: DeltaRun) -> list[str | None]:
     """Those of the adapters' files, in the set's order, as the cache has them: for `near_duplicates`."""
     known = {entry["path"]: entry["fingerprint"] for entry in run.cache.entries().values()}
-    return [known.get(path) for path in run.delta_set.paths]
+    return [known.get(run.cache.named(path)) for path in run.delta_set.paths]
