@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "states": ["last_token_states", "noise_floor", "tokenize"],
     "demo_base": ["DEMO_BASE"],
     "engine": ["Engine", "Measured"],
+    "head": ["Head", "read_head"],
     "live": ["LiveDeltas"],
+    "losses": ["ResponseLosses"],
     "peft_route": ["applied"],
 })  # fmt: skip

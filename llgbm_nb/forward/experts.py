@@ -71,7 +71,7 @@ class StackedMatrices(nn.Module):
     def _of_each_copy(self, value):
         """A tensor's parts, if its first dimension goes through the copies; else the value."""
         copies, pack = self.stack.copies, self.stack.pack
-        rows = (copies, copies * pack.tokens, copies * len(pack.last))
+        rows = (copies, copies * pack.tokens, copies * len(pack.read))
         is_all = isinstance(value, torch.Tensor) and value.dim() and value.shape[0] in rows
         return value.chunk(copies) if is_all else value
 

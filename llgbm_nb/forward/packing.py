@@ -37,6 +37,7 @@ class Pack:
     last: torch.Tensor  # (probes,): where each probe's last token stands
     grid: torch.Tensor  # (probes, longest): where each token stands, padded with the probe's first
     back: torch.Tensor  # (tokens,): where each token stands in the flattened grid
+    read: torch.Tensor  # the rows whose hidden states are kept: those of `last`, or others that are asked for
 
     @property
     def tokens(self) -> int:
@@ -93,7 +94,8 @@ def _pack(group: list[list[int]], device, multiple: int) -> Pack:
         [number * longest + position for number, length in enumerate(lengths) for position in range(length)],
     )
     values[2][-1] -= padding
-    return Pack(*(torch.tensor(each, device=device) for each in values))
+    tensors = [torch.tensor(each, device=device) for each in values]
+    return Pack(*tensors, read=tensors[2])
 
 
 class _LayersRead(Exception):
@@ -128,7 +130,7 @@ def live_states(
         contextlib.suppress(_LayersRead),
     ):
         out = body(**inputs)
-        states[max(layers)] = fine(out.last_hidden_state[:, pack.last])
+        states[max(layers)] = fine(out.last_hidden_state[:, pack.read])
     return torch.stack([states[layer] for layer in layers], dim=2)
 
 
@@ -152,7 +154,7 @@ def _last_tokens_read(
 
     def read(layer: int, hidden: torch.Tensor) -> None:
         if layer in layers:
-            found[layer] = fine(hidden[:, pack.last])
+            found[layer] = fine(hidden[:, pack.read])
         if layer == deepest:
             raise _LayersRead
 
@@ -163,13 +165,13 @@ def _last_tokens_read(
         read(layer, y[0] if isinstance(y, tuple) else y)
 
     def keep_last(mlp: nn.Module, args: tuple) -> tuple:
-        return tuple(each[:, pack.last] for each in args)  # of Bloom's, the residual is another
+        return tuple(each[:, pack.read] for each in args)  # of Bloom's, the residual is another
 
     def spread(mlp: nn.Module, args: tuple, y):
         if isinstance(y, tuple):
             return spread(mlp, args, y[0]), *y[1:]
         out = y.new_zeros(y.shape[0], pack.tokens, y.shape[-1])  # the other tokens are read no more
-        out[:, pack.last] = y
+        out[:, pack.read] = y
         return out
 
     with contextlib.ExitStack() as hooks:

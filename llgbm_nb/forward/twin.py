@@ -212,7 +212,7 @@ class StackedLinear(nn.Module):
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(self.stack.copies, -1, x.shape[-1])
-        if rows.shape[1] not in (self.stack.pack.tokens, len(self.stack.pack.last)):
+        if rows.shape[1] not in (self.stack.pack.tokens, len(self.stack.pack.read)):
             raise Unstackable(f"a linear layer sees {rows.shape[1]} rows of each adapter, not its tokens")
         return rows
 
