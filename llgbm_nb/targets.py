@@ -54,12 +54,13 @@ def scales_of(target: np.ndarray) -> np.ndarray:
 def load_targets(
     folder: str | Path, base: str | BaseModel = "", *, layers: Sequence[int] | None = None,
     probes: Iterable[int | str] | None = None, device: str = "auto", checkpointing: bool = False,
+    dtype: str = "float32",
 ) -> "Targets":  # fmt: skip
     """The targets of a cache's folder, with the base that students are measured on.
 
     `base` is a name, a folder or a loaded model; empty: the base that the targets name. `layers` (numbers) and `probes`
-    (numbers from 0, or texts) are those that count, by default all. `checkpointing` is as in `LiveDeltas`. Raises
-    InputError if the targets cannot be read, or were measured with another base, tokenizer or probe.
+    (numbers from 0, or texts) are those that count, by default all. `checkpointing` and `dtype` are as in `LiveDeltas`.
+    Raises InputError if the targets cannot be read, or were measured with another base, tokenizer or probe.
     """
     file = Path(folder) / FILE
     try:
@@ -84,7 +85,7 @@ def load_targets(
     ids = tokenize(base.tokenizer, [texts[i] for i in chosen], about["max_length"])
     if wrong := [i for i, tokens in zip(chosen, ids, strict=True) if tokens != known[i]]:
         raise InputError(f"this tokenizer splits probe {wrong[0] + 1} otherwise than when {shown(file)} was measured")
-    live, columns = LiveDeltas(base, ids, layers, checkpointing), [every.index(layer) for layer in layers]
+    live, columns = LiveDeltas(base, ids, layers, checkpointing, dtype), [every.index(layer) for layer in layers]
     return Targets(file.parent, about, live, chosen, columns)
 
 

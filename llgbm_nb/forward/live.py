@@ -17,9 +17,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
-from .base import BaseModel
+from .base import BaseModel, difference_dtype
 from .experts import Unstackable
 from .lora import Lora, body_prefix, kind_of
+from .memory import keep_freed_memory
 from .packing import PASS_TOKENS, Pack, blocks_of, by_probe, keeps_state, live_states, pack_probes
 from .stacked_route import StackedRoute
 from .states import last_token_states
@@ -30,19 +31,26 @@ class LiveDeltas:
     """The differences of LoRAs on `base` at tokenized probes (`tokenize`), at `layers` (numbers, ascending).
 
     `base_states` is a(B), float32 (probes, layers, hidden). With `checkpointing` a pass keeps the inputs of decoder
-    layers alone and computes the rest again on its way back: a third more time, and a fraction of the memory. Raises
-    InputError for a base whose passes several adapters cannot share.
+    layers alone and computes the rest again on its way back: a third more time, and a fraction of the memory. `dtype`
+    is that of the products of differences, as in `Settings`: half precision is faster where the processor has it.
+    Raises InputError for a base whose passes several adapters cannot share.
     """
 
-    def __init__(self, base: BaseModel, token_ids: list[list[int]], layers: list[int], checkpointing: bool = False):
+    def __init__(
+        self, base: BaseModel, token_ids: list[list[int]], layers: list[int], checkpointing: bool = False,
+        dtype: str = "float32",
+    ):  # fmt: skip
+        keep_freed_memory()
         self.device, self.checkpointing, self.notes, self._layers = base.device, checkpointing, [], layers
         self.base_states: np.ndarray = last_token_states(base.model, token_ids, base.device)[:, layers]
         self._modules, self._body = dict(base.body.named_modules()), body_prefix(base.model)
         packs = pack_probes(token_ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS)
-        if (dtype := base.model.dtype) not in (torch.float32, torch.float64):
-            raise InputError(f"the base is in {str(dtype)[6:]}; gradients of deltas need it in float32")
-        note = self.notes.append
-        self._route = StackedRoute(base, packs, layers, self.base_states, dtype, 1, note, gradients=True)
+        if base.model.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"the base is in {str(base.model.dtype)[6:]}; gradients of deltas need it in float32")
+        low = base.model.dtype if base.model.dtype == torch.float64 else difference_dtype(dtype)
+        if low is None:
+            raise InputError(f"dtype is {dtype!r}; gradients of deltas take float32, bfloat16 or float16")
+        self._route = StackedRoute(base, packs, layers, self.base_states, low, 1, self.notes.append, gradients=True)
         if not self._route.is_usable():
             raise InputError(f"several adapters cannot share this base's passes: {self.notes[-1]}")
 

@@ -14,6 +14,7 @@ from ..errors import InputError
 from .base import BaseModel
 from .head import read_head
 from .lora import Lora
+from .memory import keep_freed_memory
 from .packing import PASS_TOKENS, Pack, keeps_state, pack_probes, packed_states
 from .stacked_route import TOKENS_AT_ONCE, StackedRoute
 from .states import last_token_states
@@ -30,6 +31,7 @@ class ResponseLosses:
     def __init__(self, base: BaseModel, pairs: list[tuple[list[int], list[int]]]):
         if short := [number for number, (_, labels) in enumerate(pairs, 1) if all(each < 0 for each in labels[1:])]:
             raise InputError(f"pair {short[0]} has no response that a loss could be of")
+        keep_freed_memory()
         self._head, self._notes, ids = read_head(base), [], [ids for ids, _ in pairs]
         layers = [self._head.layers]
         packs = pack_probes(ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS)

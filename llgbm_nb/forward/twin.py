@@ -34,7 +34,7 @@ class Twin:
     """A second module tree around the parameters of `body`, ready for several adapters at once.
 
     `low` is the dtype in which difference propagation multiplies; None: plain passes, without records. With `gradients`
-    (and then float32) its passes can be differentiated with respect to the adapters' factors.
+    its passes can be differentiated with respect to the adapters' factors.
     """
 
     def __init__(
@@ -200,8 +200,8 @@ class StackedLinear(nn.Module):
         self.stack, self.factors = stack, None
         self.weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T  # (out, in)
         self.bias = linear.bias
-        if stack.gradients:  # torch differentiates its own product alone
-            self.product = partial(F.linear, weight=self.weight)
+        if stack.gradients:
+            self.product = product_with_gradients(self.weight.to(stack.low))
         else:
             self.product = product(self.weight.to(stack.low)) if stack.low else product(self.weight, self.bias)
 
@@ -251,7 +251,7 @@ class DifferenceLinear(StackedLinear):
                 y = fine(self.product(self.stack.difference(x, rows, base_x)))
             else:
                 y = F.linear(rows - base_x, self.weight)
-            y += base_y
+            y = y + base_y if self.stack.gradients else y.add_(base_y)
         return self._add_lora(y, rows).view(*x.shape[:-1], y.shape[-1])
 
 
@@ -281,6 +281,27 @@ class StackedEmbedding(nn.Module):
                 a, b, scale = each
                 x[number] += (a.T[ids[number]] @ b.T) * scale * self.scale
         return x.to(low)
+
+
+def product_with_gradients(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function x -> x W^T, to be differentiated with respect to x. On the CPU W is laid out for both directions."""
+    if weight.device.type != "cpu" or weight.dtype == torch.float64:
+        return partial(F.linear, weight=weight)
+    there, back = product(weight), product(weight.T)
+    return lambda x: _Product.apply(x, there, back)
+
+
+class _Product(torch.autograd.Function):
+    """A linear function `there`, whose gradient goes `back` by the transposed one; torch knows none of oneDNN's."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, there: Callable, back: Callable) -> torch.Tensor:
+        ctx.back = back
+        return there(x)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.back(gradient), None, None
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
