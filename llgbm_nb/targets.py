@@ -33,6 +33,9 @@ SAME = 1e-3  # part of the base's states by which other software may move them
 HELD = 1024  # teachers whose targets stay in memory once they were read
 
 
+Tensors = Mapping[str, torch.Tensor]  # of an adapter, by PEFT's names
+
+
 class Fit(NamedTuple):
     """How near students are to their teachers: a tensor (students,) each, with gradients.
 
@@ -46,21 +49,20 @@ class Fit(NamedTuple):
 
 
 def scales_of(target: np.ndarray) -> np.ndarray:
-    """The scale of every layer of a target (probes, layers, hidden): float64 (layers,), 1 where all of it is zero."""
-    scales = np.sqrt(np.mean(np.linalg.norm(target.astype(np.float64), axis=-1) ** 2, axis=0))
-    return np.where(scales > 0, scales, scales[scales > 0].min(initial=np.inf) if scales.any() else 1.0)
+    """The scale of every layer of a target (probes, layers, hidden): float32 (layers,)."""
+    target = torch.from_numpy(target)[None]
+    return squared_scales(target, torch.ones(target.shape[:3]))[0].sqrt().numpy()
 
 
 def load_targets(
     folder: str | Path, base: str | BaseModel = "", *, layers: Sequence[int] | None = None,
-    probes: Iterable[int | str] | None = None, device: str = "auto", checkpointing: bool = False,
-    dtype: str = "float32",
+    probes: Iterable[int | str] | None = None, device: str = "auto", **how,
 ) -> "Targets":  # fmt: skip
     """The targets of a cache's folder, with the base that students are measured on.
 
     `base` is a name, a folder or a loaded model; empty: the base that the targets name. `layers` (numbers) and `probes`
-    (numbers from 0, or texts) are those that count, by default all. `checkpointing` and `dtype` are as in `LiveDeltas`.
-    Raises InputError if the targets cannot be read, or were measured with another base, tokenizer or probe.
+    (numbers from 0, or texts) are those that count, by default all. `how`, as in `LiveDeltas`: `checkpointing`, `dtype`,
+    `batch_tokens`. Raises InputError if the targets cannot be read, or are of another base, tokenizer or probe.
     """
     file = Path(folder) / FILE
     try:
@@ -85,7 +87,7 @@ def load_targets(
     ids = tokenize(base.tokenizer, [texts[i] for i in chosen], about["max_length"])
     if wrong := [i for i, tokens in zip(chosen, ids, strict=True) if tokens != known[i]]:
         raise InputError(f"this tokenizer splits probe {wrong[0] + 1} otherwise than when {shown(file)} was measured")
-    live, columns = LiveDeltas(base, ids, layers, checkpointing, dtype), [every.index(layer) for layer in layers]
+    live, columns = LiveDeltas(base, ids, layers, **how), [every.index(layer) for layer in layers]
     return Targets(file.parent, about, live, chosen, columns)
 
 
@@ -100,31 +102,47 @@ class Targets:
         self.target = lru_cache(HELD)(self._read)
         self._check_base()
 
-    def loss(self, students: Mapping[str, Mapping[str, torch.Tensor]], scale: float | Mapping[str, float] = 1.0):
-        """The mean loss of students, given by the names of their teachers, as a tensor with gradients.
+    @property
+    def batches(self) -> list[range]:
+        """The numbers of the probes (of `probes`) that share a pass: a step may take one batch alone."""
+        return self._live.batches
 
-        A student is {PEFT's name: factor}, with the `scale` lora_alpha / r, of all or by name. Raises InputError for a
-        teacher that is not here, and for factors that do not fit the base.
+    def loss(self, students: Mapping[str, Tensors], scale: float | Mapping[str, float] = 1.0, **which) -> torch.Tensor:
+        """The mean loss of students, given by the names of their teachers, with gradients: `fit(…).losses.mean()`."""
+        return self.fit(students, scale, **which).losses.mean()
+
+    def fit(
+        self, students: Mapping[str, Tensors], scale: float | Mapping[str, float] = 1.0, *, batch: int | None = None,
+        teachers: Mapping[str, str] | None = None, masks: Mapping[str, np.ndarray] | None = None,
+    ) -> Fit:  # fmt: skip
+        """How near each of `students` is to its teacher, from one pass of all.
+
+        A student is {PEFT's name: factor}, with the `scale` lora_alpha / r, of all or by name. It is called by its
+        teacher's name, unless `teachers` has that. Of one of the `batches` of probes, if it is given. `masks`, by name,
+        weigh probes and layers in the loss: (probes, layers), by default all alike. Raises InputError for a teacher
+        that is not here, and for factors that do not fit the base.
         """
-        return self.fit(students, scale).losses.mean()
-
-    def fit(self, students: Mapping[str, Mapping[str, torch.Tensor]], scale: float | Mapping[str, float] = 1.0) -> Fit:
-        """As `loss`, of each student, with its delta's cosine and relative error."""
         scales = scale if isinstance(scale, Mapping) else dict.fromkeys(students, scale)
         if not students:
             raise InputError("there is no student")
-        targets = [self.target(name) for name in students]  # before the pass, which takes longer
-        found = self._live([self._live.lora(student, scales[name]) for name, student in students.items()])
-        return fit(found, torch.stack([each for each, _ in targets]), torch.stack([each for _, each in targets]))
+        targets = torch.stack([self.target((teachers or {}).get(name, name)) for name in students])
+        weights = torch.ones(targets.shape[:3], device=targets.device)
+        for number, name in enumerate(students):
+            if masks and name in masks:
+                weights[number] = torch.as_tensor(np.asarray(masks[name], np.float32))
+        squares, mine = (
+            squared_scales(targets, weights),
+            range(len(self.probes)) if batch is None else self.batches[batch],
+        )
+        found = self._live([self._live.lora(student, scales[name]) for name, student in students.items()], batch)
+        return fit(found, targets[:, mine], weights[:, mine], squares)
 
-    def _read(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A teacher's target (probes, layers, hidden) and its scales (layers,), on the base's device."""
+    def _read(self, name: str) -> torch.Tensor:
+        """A teacher's target, float32 (probes, layers, hidden), on the base's device."""
         if (entry := self._about["adapters"].get(name)) is None:
             raise InputError(f"there is no teacher {name!r} in {shown(self._folder / FILE)}")
         states = self._states(entry["file"], entry["shape"], entry["crcs"])
-        chosen = states[self._probes][:, self._columns]
-        scales = torch.from_numpy(scales_of(chosen)).float()
-        return torch.from_numpy(chosen).to(self._live.device), scales.to(self._live.device)
+        return torch.from_numpy(states[self._probes][:, self._columns]).to(self._live.device)
 
     def _states(self, file: str, shape: list[int], crcs: list[int]) -> np.ndarray:
         try:
@@ -145,12 +163,26 @@ class Targets:
             raise InputError(f"this base's hidden states are {far:.1g} of their norm away from those in {where}")
 
 
-def fit(found: torch.Tensor, targets: torch.Tensor, scales: torch.Tensor) -> Fit:
-    """How near `found` (students, probes, layers, hidden) is to `targets`; `scales` is (students, layers)."""
-    losses = ((found - targets).square().sum(-1).mean(1) / scales.square()).mean(-1)
+def fit(found: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, squares: torch.Tensor) -> Fit:
+    """How near `found` (students, probes, layers, hidden) is to `targets`; `squares` are `squared_scales`.
+
+    `weights`, (students, probes, layers), are those of the means.
+    """
+    away = (found - targets).square().sum(-1) / squares[:, None]
+    losses = (weights * away).sum((1, 2)) / weights.sum((1, 2))
     ours, theirs = found[:, :, -1].mean(1), targets[:, :, -1].mean(1)
     errors = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
     return Fit(losses, torch.cosine_similarity(ours, theirs, dim=-1), errors)
+
+
+def squared_scales(targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """scale^2 of every layer of targets (teachers, probes, layers, hidden), means by `weights`: (teachers, layers).
+
+    Where a layer is zero, the least of the others; 1 where all are.
+    """
+    squares = (weights * targets.square().sum(-1)).sum(1) / weights.sum(1)  # NaN of a layer that does not count
+    least = squares.where(squares > 0, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=1.0)
+    return squares.where(squares > 0, least)
 
 
 def _probe(wanted: int | str, texts: list[str], file: Path) -> int:

@@ -41,9 +41,8 @@ def test_json_and_numpy_read_the_targets(folder, zoo, base):
         assert entry["path"] == path and list(target.shape) == entry["shape"] == [4, 4, 32]
         squares = (target.astype(np.float64) ** 2).sum(-1).mean(0)  # by layer
         assert squares[0] == 0  # no adapter of these changes the embedding
-        np.testing.assert_allclose(
-            np.square(entry["scales"])[1:], np.where(squares, squares, squares[squares > 0].min())[1:]
-        )
+        expected = np.where(squares, squares, squares[squares > 0].min())
+        np.testing.assert_allclose(np.square(entry["scales"]), expected, rtol=1e-5)
         assert entry["scales"][0] == min(entry["scales"])
 
 
@@ -139,3 +138,25 @@ def test_what_is_no_target_is_refused_in_one_sentence(folder, zoo, base, tmp_pat
     (folder / "targets.json").write_text(json.dumps(about | {"format": 99}))
     with pytest.raises(InputError, match="of a newer version"):
         load_targets(folder)
+
+
+def test_masks_and_names_of_teachers_are_each_students_own(folder, zoo):
+    targets, student = load_targets(folder), {name: 0.5 * t for name, t in teacher(zoo, "qv").items()}
+    only = np.zeros((4, 4))
+    only[[0, 3], 2] = 1
+    students, teachers = {"a": student, "b": student, "c": student}, {"a": "qv", "b": "qv", "c": "all"}
+    fit = targets.fit(students, 0.5, teachers=teachers, masks={"b": only})
+    alone = load_targets(folder, layers=[2], probes=[0, 3]).loss({"qv": student}, 0.5)
+    expected = [targets.loss({"qv": student}, 0.5), alone, targets.loss({"all": student}, 0.5)]
+    assert fit.losses.tolist() == pytest.approx([each.item() for each in expected], rel=1e-4)
+
+
+def test_batches_of_probes_add_up_to_all(folder, zoo):
+    student = {name: 0.5 * t for name, t in teacher(zoo, "qv").items()}
+    whole = load_targets(folder)
+    parts = load_targets(folder, batch_tokens=40)
+    assert whole.batches == [range(4)] and len(parts.batches) > 1
+    assert [i for batch in parts.batches for i in batch] == list(range(4))
+    losses = [parts.loss({"qv": student}, 0.5, batch=i).item() * len(b) for i, b in enumerate(parts.batches)]
+    assert sum(losses) / 4 == pytest.approx(whole.loss({"qv": student}, 0.5).item(), rel=1e-4)
+    assert parts.loss({"qv": student}, 0.5).item() == pytest.approx(sum(losses) / 4, rel=1e-4)

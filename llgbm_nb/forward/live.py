@@ -24,7 +24,6 @@ from .memory import keep_freed_memory
 from .packing import PASS_TOKENS, Pack, blocks_of, by_probe, keeps_state, live_states, pack_probes
 from .stacked_route import StackedRoute
 from .states import last_token_states
-from .twin import Twin
 
 
 class LiveDeltas:
@@ -33,18 +32,19 @@ class LiveDeltas:
     `base_states` is a(B), float32 (probes, layers, hidden). With `checkpointing` a pass keeps the inputs of decoder
     layers alone and computes the rest again on its way back: a third more time, and a fraction of the memory. `dtype`
     is that of the products of differences, as in `Settings`: half precision is faster where the processor has it.
+    Probes of together at most `batch_tokens` tokens share a pass.
     Raises InputError for a base whose passes several adapters cannot share.
     """
 
     def __init__(
         self, base: BaseModel, token_ids: list[list[int]], layers: list[int], checkpointing: bool = False,
-        dtype: str = "float32",
+        dtype: str = "float32", batch_tokens: int = PASS_TOKENS,
     ):  # fmt: skip
         keep_freed_memory()
         self.device, self.checkpointing, self.notes, self._layers = base.device, checkpointing, [], layers
         self.base_states: np.ndarray = last_token_states(base.model, token_ids, base.device)[:, layers]
         self._modules, self._body = dict(base.body.named_modules()), body_prefix(base.model)
-        packs = pack_probes(token_ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS)
+        packs = pack_probes(token_ids, base.device, 0 if keeps_state(base.body) else batch_tokens)
         if base.model.dtype not in (torch.float32, torch.float64):
             raise InputError(f"the base is in {str(base.model.dtype)[6:]}; gradients of deltas need it in float32")
         low = base.model.dtype if base.model.dtype == torch.float64 else difference_dtype(dtype)
@@ -62,23 +62,57 @@ class LiveDeltas:
         self._check(lora)
         return lora
 
-    def __call__(self, loras: list[Lora]) -> torch.Tensor:
-        """a(M) - a(B) of each: float32 (students, probes, layers, hidden), on the base's device."""
-        packs = self._route.recorded()
+    def __call__(self, loras: list[Lora], batch: int | None = None) -> torch.Tensor:
+        """a(M) - a(B) of each: float32 (students, probes, layers, hidden), on the base's device.
+
+        The probes are all, or those of one of the `batches`.
+        """
+        packs = self._route.packs if batch is None else [self._route.packs[batch]]
         try:
-            self._route.twin.put_on(loras, len(loras))
-            return torch.cat([self._pass(pack, len(loras)) for pack in packs], dim=1)
+            return torch.cat([self._pass(pack, loras) for pack in packs], dim=1)
         except Unstackable as error:
             raise InputError(f"no deltas of these LoRAs on this base: {error}") from error
 
-    def _pass(self, pack: Pack, copies: int) -> torch.Tensor:
+    @property
+    def batches(self) -> list[range]:
+        """The numbers of the probes that share a pass."""
+        ends = np.cumsum([len(pack.last) for pack in self._route.packs]).tolist()
+        return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _pass(self, pack: Pack, loras: list[Lora]) -> torch.Tensor:
         twin, route = self._route.twin, self._route
+        route.put_on(loras, pack)
         with contextlib.ExitStack() as stack:
             stack.enter_context(twin.replaying(pack))
             if self.checkpointing:
-                stack.enter_context(_checkpointed(twin, pack))
-            states = live_states(twin.tree, pack, copies, self._layers, route.after)
+                stack.enter_context(self._checkpointed(pack))
+            states = live_states(twin.tree, pack, len(loras), self._layers, route.after)
         return states - route.twin_base[pack].to(states.device)
+
+    @contextlib.contextmanager
+    def _checkpointed(self, pack: Pack) -> Iterator[None]:
+        """While open, decoder layers keep their inputs alone; not the last, as hooks in it are gone on the way back."""
+        twin = self._route.twin
+        put_on_again = twin.what_is_on()
+
+        @contextlib.contextmanager
+        def once_more() -> Iterator[None]:
+            self._route.put_on([], pack)  # another pass may have been made since, and its records are others
+            put_on_again()
+            with twin.replaying(pack), by_probe(twin.tree, pack):
+                yield
+
+        def contexts():
+            return contextlib.nullcontext(), once_more()
+
+        blocks = blocks_of(twin.tree)[:-1]
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward  # the class's own is seen again
 
     def _check(self, lora: Lora) -> None:
         for name, (a, b, _) in lora.factors.items():
@@ -88,27 +122,3 @@ class LiveDeltas:
             if a.dim() != 2 or a.shape[1] != inputs or tuple(b.shape) != (outputs, len(a)):
                 found, wanted = f"{tuple(a.shape)} and {tuple(b.shape)}", f"(r, {inputs}) and ({outputs}, r)"
                 raise InputError(f"A and B of {name} are {found}; the base's layer takes {wanted}")
-
-
-@contextlib.contextmanager
-def _checkpointed(twin: Twin, pack: Pack) -> Iterator[None]:
-    """While open, decoder layers keep their inputs alone; not the last, as hooks in it are gone on the way back."""
-    put_on_again = twin.what_is_on()
-
-    @contextlib.contextmanager
-    def once_more() -> Iterator[None]:
-        put_on_again()  # another pass may have been made since
-        with twin.replaying(pack), by_probe(twin.tree, pack):
-            yield
-
-    def contexts():
-        return contextlib.nullcontext(), once_more()
-
-    blocks = blocks_of(twin.tree)[:-1]
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward  # the class's own is seen again

@@ -48,7 +48,7 @@ class ResponseLosses:
             rows = (labels >= 0).nonzero()[:, 0]
             number = torch.bucketize(rows, pack.last)  # of the pair that each row is of
             self._labels[replace(pack, read=rows)] = labels[rows], number
-        self._route.packs = list(self._labels)
+        self._route.use(list(self._labels))
         self._at_once = max(1, TOKENS_AT_ONCE.get(base.device.type, 4096) // max(p.tokens for p in self._labels))
 
     def __call__(self, loras: list[Lora]) -> torch.Tensor:
@@ -58,12 +58,11 @@ class ResponseLosses:
 
     @torch.inference_mode()
     def _of_group(self, loras: list[Lora]) -> torch.Tensor:
-        route, packs = self._route, self._route.recorded()
-        route.twin.put_on(loras, len(loras))
-        return torch.cat([self._of_pack(pack, len(loras)) for pack in packs], dim=1).cpu()
+        return torch.cat([self._of_pack(pack, loras) for pack in self._labels], dim=1).cpu()
 
-    def _of_pack(self, pack: Pack, copies: int) -> torch.Tensor:
-        route, (labels, number) = self._route, self._labels[pack]
+    def _of_pack(self, pack: Pack, loras: list[Lora]) -> torch.Tensor:
+        route, (labels, number), copies = self._route, self._labels[pack], len(loras)
+        route.put_on(loras, pack)
         with route.twin.replaying(pack):
             states = packed_states(route.twin.tree, pack, copies, [self._head.layers], route.after)[:, :, 0]
         losses = torch.stack([

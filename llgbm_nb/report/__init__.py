@@ -13,5 +13,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "verdict": ["Findings", "verdict"],
     "page": ["write_page"],
     "uses_section": ["Uses", "add_uses"],
-    "export": ["export_for_training"],
+    "export": ["Only", "export_for_training", "left_out_text"],
 })  # fmt: skip

@@ -123,7 +123,9 @@ def export_for_training(run: DeltaRun, checkpoint_dir: str | Path, only: Only = 
 
 
 def left_out_text(left_out: dict[str, str]) -> str:
-    """How many adapters were left out, and why: "4 left out (3 no plain LoRA, 1 rank 8)"."""
+    """How many adapters were left out, and why: "4 left out (3 no plain LoRA, 1 rank 8)", or "none left out"."""
+    if not left_out:
+        return "none left out"
     counts = Counter(left_out.values()).most_common()
     return f"{len(left_out)} left out ({', '.join(f'{times} {why}' for why, times in counts)})"
 

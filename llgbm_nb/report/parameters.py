@@ -143,6 +143,14 @@ def _path(needed: bool, value):
         raise InputError("it must name a folder")
 
 
+def _shape(value):
+    if _text(value):
+        from .export import Only
+
+        Only.of_text(value)
+    return value
+
+
 def _query(value):
     return value if value == "auto" else _path(False, value)
 
@@ -167,6 +175,7 @@ _GROUPS = {
     "checkpoint_dir cache_dir query_dir data teacher_dir": partial(_path, True),
     "probe_file output_dir export_dir": partial(_path, False),
     "query": _query,
+    "export_only": _shape,
     "probe_type": partial(_choice, PROBE_TYPES),
     "dtype": partial(_choice, DTYPES),
     "token_ranking": partial(_choice, RANKINGS),
