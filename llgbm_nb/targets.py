@@ -61,8 +61,8 @@ def load_targets(
     """The targets of a cache's folder, with the base that students are measured on.
 
     `base` is a name, a folder or a loaded model; empty: the base that the targets name. `layers` (numbers) and `probes`
-    (numbers from 0, or texts) are those that count, by default all. `how`, as in `LiveDeltas`: `checkpointing`, `dtype`,
-    `batch_tokens`. Raises InputError if the targets cannot be read, or are of another base, tokenizer or probe.
+    (numbers from 0, or texts) are those that count, by default all. `how`, as in `LiveDeltas`, is `checkpointing`,
+    `dtype`, `batch_tokens`. Raises InputError if the targets cannot be read, or are of another base, tokenizer or probe.
     """
     file = Path(folder) / FILE
     try:

@@ -36,7 +36,7 @@ class ResponseLosses:
         layers = [self._head.layers]
         packs = pack_probes(ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS)
         states = last_token_states(base.model, ids, base.device)[:, layers]
-        self._route = StackedRoute(base, packs, layers, states, torch.float32, 1, self._notes.append)
+        self._route = StackedRoute(base, packs, layers, states, None, 1, self._notes.append)  # without records
         if base.model.dtype != torch.float32 or not self._route.is_usable():
             raise InputError(f"several adapters cannot share this base's passes: {' '.join(self._notes)}")
         self._labels, first = {}, 0
