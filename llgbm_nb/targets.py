@@ -62,7 +62,7 @@ def load_targets(
 
     `base` is a name, a folder or a loaded model; empty: the base that the targets name. `layers` (numbers) and `probes`
     (numbers from 0, or texts) are those that count, by default all. `how`, as in `LiveDeltas`, is `checkpointing`,
-    `dtype`, `batch_tokens`. Raises InputError if the targets cannot be read, or are of another base, tokenizer or probe.
+    `dtype`, `batch_tokens`. Raises InputError if they cannot be read, or are of another base, tokenizer or probe.
     """
     file = Path(folder) / FILE
     try:
