@@ -113,14 +113,15 @@ class Targets:
 
     def fit(
         self, students: Mapping[str, Tensors], scale: float | Mapping[str, float] = 1.0, *, batch: int | None = None,
-        teachers: Mapping[str, str] | None = None, masks: Mapping[str, np.ndarray] | None = None,
+        teachers: Mapping[str, str] | None = None, masks: Mapping[str, np.ndarray] | None = None, mean: bool = False,
     ) -> Fit:  # fmt: skip
         """How near each of `students` is to its teacher, from one pass of all.
 
         A student is {PEFT's name: factor}, with the `scale` lora_alpha / r, of all or by name. It is called by its
-        teacher's name, unless `teachers` has that. Of one of the `batches` of probes, if it is given. `masks`, by name,
-        weigh probes and layers in the loss: (probes, layers), by default all alike. Raises InputError for a teacher
-        that is not here, and for factors that do not fit the base.
+        teacher's name, unless `teachers` has that. `batch` takes one of the `batches` of probes alone. `masks`, by name,
+        weigh probes and layers in the loss: (probes, layers), by default all alike. With `mean`, the loss is of the
+        delta, the mean over the probes. Raises InputError for a teacher that is not here, and for factors that do not
+        fit the base.
         """
         scales = scale if isinstance(scale, Mapping) else dict.fromkeys(students, scale)
         if not students:
@@ -130,12 +131,16 @@ class Targets:
         for number, name in enumerate(students):
             if masks and name in masks:
                 weights[number] = torch.as_tensor(np.asarray(masks[name], np.float32))
-        squares, mine = (
-            squared_scales(targets, weights),
-            range(len(self.probes)) if batch is None else self.batches[batch],
-        )
         found = self._live([self._live.lora(student, scales[name]) for name, student in students.items()], batch)
-        return fit(found, targets[:, mine], weights[:, mine], squares)
+        mine = range(len(self.probes)) if batch is None else self.batches[batch]
+        squares = squared_scales(targets, weights)
+        targets, weights = targets[:, mine], weights[:, mine]
+        if mean:
+            share = (weights / weights.sum(1, keepdim=True)).nan_to_num(0.0).unsqueeze(-1)
+            found, targets = ((share * each).sum(1, keepdim=True) for each in (found, targets))
+            weights = weights.sum(1, keepdim=True)
+            squares = squared_scales(targets, weights)
+        return fit(found, targets, weights, squares)
 
     def _read(self, name: str) -> torch.Tensor:
         """A teacher's target, float32 (probes, layers, hidden), on the base's device."""
