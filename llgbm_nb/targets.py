@@ -26,6 +26,7 @@ from .files import shown
 from .forward.base import BaseModel, load_base
 from .forward.base_files import base_fingerprint
 from .forward.live import LiveDeltas
+from .forward.lora import Lora
 from .forward.states import tokenize
 
 FILE, FORMAT = "targets.json", 1
@@ -102,6 +103,10 @@ class Targets:
         self.target = lru_cache(HELD)(self._read)
         self._check_base()
 
+    def lora(self, student: Tensors, scale: float = 1.0) -> Lora:
+        """A student as `forward.ResponseLosses` takes it. Raises InputError if it does not fit the base."""
+        return self._live.lora(student, scale)
+
     @property
     def batches(self) -> list[range]:
         """The numbers of the probes (of `probes`) that share a pass: a step may take one batch alone."""
@@ -118,7 +123,7 @@ class Targets:
         """How near each of `students` is to its teacher, from one pass of all.
 
         A student is {PEFT's name: factor}, with the `scale` lora_alpha / r, of all or by name. It is called by its
-        teacher's name, unless `teachers` has that. `batch` takes one of the `batches` of probes alone. `masks`, by name,
+        teacher's name, unless `teachers` has that. `batch` takes one of the `batches` of probes. `masks`, by name,
         weigh probes and layers in the loss: (probes, layers), by default all alike. With `mean`, the loss is of the
         delta, the mean over the probes. Raises InputError for a teacher that is not here, and for factors that do not
         fit the base.
@@ -131,7 +136,7 @@ class Targets:
         for number, name in enumerate(students):
             if masks and name in masks:
                 weights[number] = torch.as_tensor(np.asarray(masks[name], np.float32))
-        found = self._live([self._live.lora(student, scales[name]) for name, student in students.items()], batch)
+        found = self._live([self.lora(student, scales[name]) for name, student in students.items()], batch)
         mine = range(len(self.probes)) if batch is None else self.batches[batch]
         squares = squared_scales(targets, weights)
         targets, weights = targets[:, mine], weights[:, mine]

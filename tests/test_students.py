@@ -9,12 +9,9 @@ from conftest import PROBES
 
 from llgbm_nb import InputError, compute_deltas, load_targets
 from llgbm_nb.collection.adapters import Adapter
-from llgbm_nb.forward import ResponseLosses, load_base
+from llgbm_nb.forward import load_base
 from llgbm_nb.report.export import export_for_training
 from llgbm_nb.uses import students
-from llgbm_nb.uses.finetune import encode
-
-PAIRS = [{"prompt": f"What is {n} + 1?", "response": f"It is {n + 1}."} for n in range(6)]
 
 
 @pytest.fixture
@@ -26,7 +23,7 @@ def test_students_come_near_their_teachers_in_one_pass(run, base, tmp_path):
     folder, loaded = export_for_training(run, tmp_path / "out").targets.parent, load_base(str(base))
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     kind = students.Kind()
-    targets = load_targets(folder, loaded, **kind.of(run.delta_set))
+    targets = load_targets(folder, loaded, **kind.of(run.delta_set.probes, run.delta_set.layer_numbers))
     fitted = {name: students.new_student(loaded, 8, ["q_proj", "v_proj"], seed) for seed, name in enumerate("ad")}
     start = {name: {key: tensor.clone() for key, tensor in each.items()} for name, each in fitted.items()}
     steps = []
@@ -43,10 +40,16 @@ def test_students_come_near_their_teachers_in_one_pass(run, base, tmp_path):
 
 def test_kinds_pick_probes_and_layers(run):
     found = run.delta_set
-    assert students.KINDS["full"].of(found) == {"probes": [0, 1, 2, 3], "layers": [3, 2, 1, 0]}
-    assert students.KINDS["delta"].of(found) == {"probes": [0, 1, 2, 3], "layers": [3]}
-    assert students.Kind(probes=2, layers=2).of(found) == {"probes": [0, 2], "layers": [3, 1]}
-    assert students.Kind(probes=9).of(found)["probes"] == [0, 1, 2, 3]
+    assert students.KINDS["full"].of(found.probes, found.layer_numbers) == {
+        "probes": [0, 1, 2, 3],
+        "layers": [3, 2, 1, 0],
+    }
+    assert students.KINDS["delta"].of(found.probes, found.layer_numbers) == {"probes": [0, 1, 2, 3], "layers": [3]}
+    assert students.Kind(probes=2, layers=2).of(found.probes, found.layer_numbers) == {
+        "probes": [0, 2],
+        "layers": [3, 1],
+    }
+    assert students.Kind(probes=9).of(found.probes, found.layer_numbers)["probes"] == [0, 1, 2, 3]
 
 
 def test_a_mean_is_fitted_to_the_delta_alone(run, base, tmp_path):
@@ -62,35 +65,60 @@ def test_a_mean_is_fitted_to_the_delta_alone(run, base, tmp_path):
     assert targets.loss({"a": student}, 1.0).item() != pytest.approx(fit.losses.item(), rel=1e-2)
 
 
-def test_losses_of_all_kinds_of_adapters_and_what_is_recovered(run, pool, base):
-    loaded, found = load_base(str(base)), run.delta_set
-    encoded = [encode(loaded.tokenizer, pair, 64) for pair in PAIRS]
-    losses = students.adapter_losses(loaded, ResponseLosses(loaded, encoded), encoded, found.adapters)
-    assert losses.shape == (len(found), 6) and np.isfinite(losses).all()
-    for adapter, ours in zip(found.adapters, losses, strict=True):
-        np.testing.assert_allclose(ours, students._losses_by_peft(loaded, adapter, encoded), rtol=1e-4)
-    base_losses = np.array([3.0, 3.0])
-    assert students.recovered(base_losses, base_losses - 2, base_losses - 1) == pytest.approx(0.5)
-    assert students.recovered(base_losses, base_losses - 2, base_losses + 1) == pytest.approx(-0.5)
-    assert np.isnan(students.recovered(base_losses, base_losses + 1, base_losses))
+@pytest.fixture
+def files(tmp_path):
+    """A file of pairs for each of three domains."""
+    (tmp_path / "data").mkdir()
+    for domain in ("one", "two", "three"):
+        pairs = [{"prompt": f"{domain} {n}", "response": f"It is {n}."} for n in range(10)]
+        (tmp_path / "data" / f"{domain}.json").write_text(json.dumps(pairs))
+    return sorted((tmp_path / "data").glob("*.json"))
 
 
-def test_held_out_pairs_were_not_trained_on(tmp_path):
-    for domain in ("math", "code", "law"):
-        pairs = [{"prompt": f"{domain} {n}", "response": "r"} for n in range(10)]
-        (tmp_path / f"{domain}.json").write_text(json.dumps(pairs))
-    folder = tmp_path / "zoo/math/one"
-    folder.mkdir(parents=True)
-    (folder / "prompts.json").write_text(json.dumps({"prompts": [f"math {n}" for n in range(7)]}))
-    files, adapter = sorted(tmp_path.glob("*.json")), Adapter(str(folder), "one", "math")
-    own, other = students.held_out(files, adapter, 5)
-    assert {pair["prompt"] for pair in own} == {"math 7", "math 8", "math 9"} and len(other) == 5
-    assert not any(pair["prompt"].startswith("math") for pair in other)
-    assert students.held_out(files, adapter, 5) == (own, other)
-    own, _ = students.held_out(
-        files, Adapter(str(tmp_path), "two", "math"), 50
-    )  # it does not say what it was trained on
-    assert len(own) == 10
+def test_losses_of_all_kinds_of_adapters_are_those_of_peft(run, base, files):
+    pool = students.HeldOut(load_base(str(base)), files, 3)
+    losses = pool.of_adapters(run.delta_set.adapters)
+    assert losses.shape == (len(run.delta_set), 9)
+    for adapter, ours in zip(run.delta_set.adapters, losses, strict=True):
+        np.testing.assert_allclose(ours, pool._by_peft(adapter), rtol=1e-4)
+
+
+def test_what_is_recovered_is_a_share_of_the_teachers_gain(base, files, tmp_path):
+    pool, adapter = students.HeldOut(load_base(str(base)), files, 10), Adapter(str(tmp_path / "zoo"), "a", "two")
+    own, other = pool.parts(adapter)
+    assert own.sum() == 10 and other.sum() == 20 and not (own & other).any()
+    teacher = pool.bare - np.where(own, 2, 1)
+    student = pool.bare - np.where(own, 1, -1)
+    *back, means = pool.recovered(adapter, teacher, student)
+    assert back == pytest.approx([0.5, -1])
+    assert means == pytest.approx([losses[own].mean() for losses in (pool.bare, teacher, student)])
+    assert np.isnan(students.recovered(pool.bare, pool.bare + 1, student))
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo/prompts.json").write_text(json.dumps({"prompts": [f"two {n}" for n in range(7)]}))
+    assert pool.parts(adapter)[0].sum() == 3  # what it was trained on does not count
+
+
+def test_a_table_of_teachers_and_kinds(run, base, files, tmp_path):
+    folder, loaded = export_for_training(run, tmp_path / "out").targets.parent, load_base(str(base))
+    how = dict(steps=20, lr=0.02, rank=4, modules=["q_proj", "v_proj"])
+    pool, found, steps = students.HeldOut(loaded, files, 3), run.delta_set, []
+    table = students.try_students(
+        loaded, folder, folder, found, ["a", "c"], [*students.KINDS], pool, on_step=lambda: steps.append(1), **how
+    )
+    assert list(table) == [*students.COLUMNS, *students.LOSSES] and len(steps) == 20 * len(students.KINDS)
+    assert table[["teacher", "target"]].values.tolist() == [[t, k] for k in students.KINDS for t in "ac"]
+    assert table.set_index("target").loc["full", "cosine"].min() > 0.5
+    assert np.isfinite(table[[*students.LOSSES]].to_numpy()).all()
+
+
+def test_teachers_are_picked_by_name_or_one_of_each_domain_in_turn(run):
+    assert students.pick_teachers(run.delta_set, "c,a") == ["c", "a"]
+    first = students.pick_teachers(run.delta_set, "3")
+    domains = dict(zip(run.delta_set.names, run.delta_set.domains, strict=True))
+    assert [domains[name] for name in first] == ["one", "two", "one"]
+    for wrong in ("nobody", ",", ""):
+        with pytest.raises(InputError, match="teacher"):
+            students.pick_teachers(run.delta_set, wrong)
 
 
 def test_a_student_of_modules_that_the_base_lacks_is_refused(base):

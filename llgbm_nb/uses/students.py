@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,15 @@ from ..forward.base import BaseModel
 from ..forward.lora import Lora, LoraReader, is_plain
 from ..forward.losses import ResponseLosses
 from ..forward.peft_route import applied, read_config
-from ..targets import Targets
-from .finetune import read_pairs
+from ..targets import Targets, load_targets
+from .finetune import encode, read_pairs
 
 COLUMNS = ("teacher", "target", "own_recovered", "other_recovered", "cosine", "relative_error", "seconds")
+LOSSES = ("base_loss", "teacher_loss", "student_loss")  # of held-out pairs of the own domain, in nats per token
 WARM_UP = 5  # steps
+SCALE = 2.0  # of a student: lora_alpha / r
+BATCH = 256  # tokens of probes in a step
+MAX_TOKENS = 160  # of a held-out pair; what is longer is cut
 
 
 @dataclass(frozen=True)
@@ -45,19 +50,119 @@ class Kind:
     layers: int = 0
     mean: bool = False
 
-    def of(self, found: DeltaSet) -> dict[str, list[int]]:
-        """The probes and layers to load targets with: `load_targets(folder, **kind.of(found))`."""
-        layers = found.layer_numbers[::-1]
-        return {"probes": _even(range(len(found.probes)), self.probes), "layers": _even(layers, self.layers)}
+    def of(self, probes: Sequence[str], layers: Sequence[int]) -> dict[str, list[int]]:
+        """Which of these to load targets with: `load_targets(folder, **kind.of(probes, layer numbers))`."""
+        return {"probes": _even(range(len(probes)), self.probes), "layers": _even(layers[::-1], self.layers)}
 
 
-KINDS = {
-    "delta": Kind(layers=1, mean=True),
+PAPERS = "delta"  # the paper's target: of the generic probes, the mean at the last layer
+KINDS = {  # of the run's own probes, but for the paper's
+    PAPERS: Kind(layers=1, mean=True),
     "last layer": Kind(layers=1),
     "few probes": Kind(probes=5),
     "few layers": Kind(layers=5),
     "full": Kind(),
 }
+
+
+def pick_teachers(found: DeltaSet, teachers: str) -> list[str]:
+    """Names of teachers: those that are named, with commas, or so many, one of each domain after the other.
+
+    Raises InputError for a name that is not there.
+    """
+    if not teachers.strip().isdigit():
+        names = [name.strip() for name in teachers.split(",") if name.strip()]
+        if not names or (unknown := [name for name in names if name not in found.names]):
+            raise InputError(
+                f"there is no teacher {unknown[0]!r}" if names else "teachers is empty; give names or a number"
+            )
+        return names
+    by_domain = pd.Series(found.names).groupby([*found.domains], sort=False).apply(list)
+    turns = (name for turn in zip_longest(*by_domain) for name in turn if name is not None)
+    return [*islice(turns, int(teachers))]
+
+
+def try_students(
+    base: BaseModel, papers: Path, rich: Path, found: DeltaSet, teachers: Sequence[str], kinds: Sequence[str],
+    pool: "HeldOut", *, steps: int, lr: float, rank: int, modules: Sequence[str], seed: int = 0,
+    dtype: str = "float32", on_step: Callable[[], object] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """A row per teacher and kind of target: what students bring back that are fitted to it (COLUMNS and LOSSES).
+
+    `papers` and `rich` are the folders of targets (`load_targets`) of the generic probes and of those of `found`.
+    Cosine and relative error are of the paper's delta, whatever students are fitted to. `on_step` is called after every
+    step.
+    """
+    adapters = {adapter.name: adapter for adapter in found.adapters}
+    losses = dict(zip(teachers, pool.of_adapters([adapters[name] for name in teachers]), strict=True))
+    usual, rows = load_targets(papers, base, layers=[-1]), []
+    for kind in kinds:
+        folder, probes = (papers, usual.probes) if kind == PAPERS else (rich, found.probes)
+        which = KINDS[kind].of(probes, found.layer_numbers)
+        targets = load_targets(folder, base, dtype=dtype, batch_tokens=BATCH, **which)
+        students = {name: new_student(base, rank, modules, seed + i) for i, name in enumerate(teachers)}
+        how = dict(steps=steps, lr=lr, mean=KINDS[kind].mean, seed=seed, on_step=on_step)
+        seconds = fit_students(targets, students, SCALE, **how)["seconds"]
+        with torch.no_grad():
+            near = usual.fit(students, SCALE)
+            ours = pool.losses([usual.lora(student, SCALE) for student in students.values()]).double().numpy()
+        for i, name in enumerate(students):
+            own, other, means = pool.recovered(adapters[name], losses[name], ours[i])
+            rows.append((name, kind, own, other, near.cosines[i].item(), near.errors[i].item(), seconds[name], *means))
+    return pd.DataFrame(rows, columns=[*COLUMNS, *LOSSES])
+
+
+class HeldOut:
+    """Pairs of every domain, `pairs` out of each of `files` (`{domain}.json`), and the losses of their responses.
+
+    Raises InputError for an unusable file, and as `ResponseLosses` does.
+    """
+
+    def __init__(self, base: BaseModel, files: Iterable[Path], pairs: int, seed: int = 0):
+        self._base, self._pairs, self._domains = base, [], []
+        for file in files:
+            every = read_pairs(file)
+            chosen = random.Random(seed).sample(every, min(pairs, len(every)))
+            self._pairs += chosen
+            self._domains += [file.stem] * len(chosen)
+        self._encoded = [encode(base.tokenizer, pair, MAX_TOKENS) for pair in self._pairs]
+        self.losses = ResponseLosses(base, self._encoded)
+        self.bare = self.losses([Lora({})])[0].double().numpy()  # of the base: (pairs,)
+
+    def parts(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray]:
+        """Masks of the pairs (pairs,): of the adapter's own domain, without those it was trained on; and of the others.
+
+        What it was trained on is in its own prompts.json, if that is there.
+        """
+        seen, own = _prompts(adapter), np.array(self._domains) == adapter.domain
+        return own & [pair["prompt"] not in seen for pair in self._pairs], ~own
+
+    def of_adapters(self, adapters: list[Adapter]) -> np.ndarray:
+        """The loss of every pair under each adapter, float64 (adapters, pairs): plain LoRA together, others by PEFT."""
+        read, found = LoraReader(self._base.model), {}
+        for adapter in adapters:
+            config = None if adapter.is_checkpoint else read_config(adapter)
+            lora = read(config, adapter.read_tensors()) if config is not None and is_plain(config) else None
+            found[adapter.path] = lora or self._by_peft(adapter)
+        if loras := {path: each for path, each in found.items() if isinstance(each, Lora)}:
+            found |= dict(zip(loras, self.losses([*loras.values()]).double().numpy(), strict=True))
+        return np.array([found[adapter.path] for adapter in adapters])
+
+    def recovered(self, adapter: Adapter, teacher: np.ndarray, student: np.ndarray) -> tuple[float, float, list[float]]:
+        """What a student brings back of its teacher's gain, in the own domain and in the others, from losses (pairs,);
+        and the mean losses of base, teacher and student in the own domain.
+        """
+        own, other = self.parts(adapter)
+        back = [recovered(*(losses[part] for losses in (self.bare, teacher, student))) for part in (own, other)]
+        return *back, [losses[own].mean() if own.any() else np.nan for losses in (self.bare, teacher, student)]
+
+    def _by_peft(self, adapter: Adapter) -> np.ndarray:
+        device, found = self._base.device, []
+        with applied(self._base.model, adapter) as wrapped, torch.no_grad():
+            for ids, labels in self._encoded:
+                ids, labels = (torch.tensor([each], device=device) for each in (ids, labels))
+                found.append(wrapped(input_ids=ids, labels=labels).loss.item())
+        return np.array(found)
 
 
 def new_student(base: BaseModel, rank: int, modules: Sequence[str], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -105,46 +210,10 @@ def fit_students(
     return pd.DataFrame(columns, pd.Index(students, name="teacher"))
 
 
-def held_out(files: Iterable[Path], adapter: Adapter, count: int, seed: int = 0) -> tuple[list[dict], list[dict]]:
-    """`count` pairs of the adapter's own domain that it was not trained on, and as many of the other domains.
-
-    `files` are `{domain}.json`; what it was trained on is in the adapter's own prompts.json. Fewer where there are not
-    as many. Raises InputError for an unusable file.
-    """
-    seen = _prompts(adapter)
-    own, other = [], []
-    for file in files:
-        pairs = [pair for pair in read_pairs(file) if pair["prompt"] not in seen]
-        (own if file.stem == adapter.domain else other).extend(pairs)
-    return tuple(random.Random(seed).sample(pairs, min(count, len(pairs))) for pairs in (own, other))
-
-
-def adapter_losses(base: BaseModel, losses: ResponseLosses, encoded: list, adapters: list[Adapter]) -> np.ndarray:
-    """The loss of every pair under each adapter, float64 (adapters, pairs): plain LoRA together, others by PEFT."""
-    read, found = LoraReader(base.model), {}
-    for adapter in adapters:
-        config = None if adapter.is_checkpoint else read_config(adapter)
-        lora = read(config, adapter.read_tensors()) if config is not None and is_plain(config) else None
-        found[adapter.path] = lora or _losses_by_peft(base, adapter, encoded)
-    loras = {path: each for path, each in found.items() if isinstance(each, Lora)}
-    found |= dict(zip(loras, losses([*loras.values()]).double().numpy(), strict=True)) if loras else {}
-    return np.array([found[adapter.path] for adapter in adapters])
-
-
 def recovered(base: np.ndarray, teacher: np.ndarray, student: np.ndarray) -> float:
     """The student's gain in mean loss over the teacher's, from losses (pairs,); NaN if the teacher has none."""
     gain = base.mean() - teacher.mean()
     return float((base.mean() - student.mean()) / gain) if len(base) and gain > 0 else np.nan
-
-
-def _losses_by_peft(base: BaseModel, adapter: Adapter, encoded: list) -> list[float]:
-    with applied(base.model, adapter) as wrapped, torch.no_grad():
-        return [
-            wrapped(
-                input_ids=torch.tensor([ids], device=base.device), labels=torch.tensor([labels], device=base.device)
-            ).loss.item()
-            for ids, labels in encoded
-        ]
 
 
 def _prompts(adapter: Adapter) -> set[str]:
