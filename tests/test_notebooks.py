@@ -219,3 +219,22 @@ def test_nbval_notices_a_changed_number(tmp_path):
     for name, code in (("same", 0), ("changed", 1)):
         done = subprocess.run([*command, tmp_path / f"{name}.ipynb"], cwd=ROOT, env=ENVIRONMENT, capture_output=True)
         assert done.returncode == code, done.stdout
+
+
+def test_students_of_a_collection(zoo, base, tmp_path):
+    (tmp_path / "data").mkdir()
+    for domain in ("one", "two"):
+        pairs = [{"prompt": f"{domain} {i}?", "response": f"It is {i}."} for i in range(6)]
+        (tmp_path / "data" / f"{domain}.json").write_text(json.dumps(pairs))
+    settings = dict(
+        checkpoint_dir=zoo, cache_dir=tmp_path / "deltas", output_dir=tmp_path / "out", data=tmp_path / "data"
+    )
+    settings |= dict(teachers="2", steps=3, held_out=2, rank=2, probe_type="math")
+    done = papermill("notebooks/07_students.ipynb", tmp_path / "out.ipynb", **settings)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "out/students.csv")
+    assert list(table)[:7] == [
+        "teacher", "target", "own_recovered", "other_recovered", "cosine", "relative_error", "seconds",
+    ]  # fmt: skip
+    assert len(table) == 2 * 4 and (tmp_path / "out/students.png").exists()
+    assert "Recommended: " in printed(nbformat.read(tmp_path / "out.ipynb", 4))

@@ -113,7 +113,7 @@ def test_a_table_of_teachers_and_kinds(run, base, files, tmp_path):
 
 def test_teachers_are_picked_by_name_or_one_of_each_domain_in_turn(run):
     assert students.pick_teachers(run.delta_set, "c,a") == ["c", "a"]
-    first = students.pick_teachers(run.delta_set, "3")
+    first = students.pick_teachers(run.delta_set, 3)
     domains = dict(zip(run.delta_set.names, run.delta_set.domains, strict=True))
     assert [domains[name] for name in first] == ["one", "two", "one"]
     for wrong in ("nobody", ",", ""):

@@ -1,6 +1,7 @@
 """Targets on disk, read with json and numpy alone and by `load_targets`, and the loss of students."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import PROBES, save_base
 from safetensors.torch import load_file
 
 from llgbm_nb import InputError, compute_deltas, load_targets
+from llgbm_nb.files import ROOT
 from llgbm_nb.forward import BaseModel, load_base
 from llgbm_nb.report.export import export_for_training
 
@@ -160,3 +162,23 @@ def test_batches_of_probes_add_up_to_all(folder, zoo):
     losses = [parts.loss({"qv": student}, 0.5, batch=i).item() * len(b) for i, b in enumerate(parts.batches)]
     assert sum(losses) / 4 == pytest.approx(whole.loss({"qv": student}, 0.5).item(), rel=1e-4)
     assert parts.loss({"qv": student}, 0.5).item() == pytest.approx(sum(losses) / 4, rel=1e-4)
+
+
+def test_the_documented_loop_trains(folder, zoo, capsys):
+    """The snippet of docs/training.md, on the tiny base: its shapes and number of layers are put in."""
+    text = (ROOT / "docs/training.md").read_text()
+    [loop] = [part for part in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "AdamW" in part]
+    assert len([line for line in loop.splitlines() if line and not line.startswith(("import", "from"))]) <= 20
+    for said, here in (
+        ("(576, 576)", "(32, 32)"),
+        ("(192, 576)", "(16, 32)"),
+        ("range(30)", "range(3)"),
+        ("2e-3", "2e-2"),
+    ):
+        assert said in loop
+        loop = loop.replace(said, here)
+    torch.manual_seed(0)
+    space = {"folder": folder, "steps": 40}
+    exec(loop, space)
+    losses = [json.loads(line.split(" ", 1)[1].split("]")[0] + "]") for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 40 and max(losses[-1]) < 0.7 * max(losses[0])

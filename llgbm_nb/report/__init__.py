@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "parameters": ["check", "set_up", "versions"],
     "run": ["command", "run_report"],
     "notebook_page": ["strip_widgets", "to_html"],
-    "findings": ["propose_bases", "write_deltas", "write_groups", "write_summary"],
+    "findings": ["propose_bases", "write_deltas", "write_groups", "write_students", "write_summary"],
     "verdict": ["Findings", "verdict"],
     "page": ["write_page"],
     "uses_section": ["Uses", "add_uses"],

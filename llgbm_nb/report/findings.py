@@ -76,6 +76,16 @@ def write_deltas(run: DeltaRun, folder: Path | None, layer: int = -1, centered: 
     return f"{len(frame)} deltas of size {deltas.shape[1]} {run.delta_set.where(layer, centered)} are in deltas.csv."
 
 
+def write_students(table: pd.DataFrame, folder: Path | None) -> str:
+    """`<folder>/students.csv`: `uses.try_students`' table."""
+    if folder is None:
+        return "No output_dir is set, so no students.csv was written."
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = table.assign(teacher=table["teacher"].replace(FORMULA, "'", regex=True))
+    write_whole(folder / "students.csv", partial(texts.to_csv, index=False, float_format="%.6g"))
+    return f"{len(table)} students are in students.csv."
+
+
 def write_groups(run: DeltaRun, groups: Groups, folder: Path | None, root: Path) -> str:
     """`<folder>/labels.csv`: path, the group's name as the domain, and the adapter's own domain as `given`.
 

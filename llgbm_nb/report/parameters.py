@@ -170,8 +170,22 @@ def _names(value):
     return [name.strip() for name in value if name.strip()]
 
 
+def _names_or_count(value):
+    return _whole(1)(value) if isinstance(value, int) else _text(value)
+
+
+def _kinds(value):
+    from ..uses.students import KINDS
+
+    names = _names(value)
+    if not names or (unknown := [name for name in names if name not in KINDS]):
+        raise InputError(f"choose some of {', '.join(KINDS)}, with commas; not {unknown[0] if names else 'none'}")
+    return names
+
+
 _GROUPS = {
     "base_model adapter sentence_encoder": _text,
+    "teachers": _names_or_count,
     "checkpoint_dir cache_dir query_dir data teacher_dir": partial(_path, True),
     "probe_file output_dir export_dir": partial(_path, False),
     "query": _query,
@@ -184,7 +198,8 @@ _GROUPS = {
     "cluster": _cluster,
     "centered force_recompute trust_remote_code": partial(_of, bool, "True or False"),
     "adapters_per_pass soundness_sample precision_sample evidence_sample seed": _whole(0),
-    "max_length splits steps batch_size": _whole(1),
+    "max_length splits steps batch_size held_out": _whole(1),
+    "target_kinds": _kinds,
     "max_tokens": _whole(2),
     "lr": _positive,
     "rank": partial(_each, _whole(1)),

@@ -85,3 +85,44 @@ def merge_figure(merge: dict | str):
     far = f"{100 * merge['error']:.0f} % of its norm away ({100 * off:.0f} % off this plane)"
     axis.set_title(f"Merged: cosine {merge['cosine']:.3f} to the sum, {far}")
     return axis.figure
+
+
+def students_figure(table: pd.DataFrame):
+    """`try_students`' table: for each kind of target, what each student brings back, and the medians."""
+    kinds = [*table["target"].unique()]
+    axis, rows = new_figure(7, 0.5 * len(kinds) + 1.7).add_subplot(), np.arange(len(kinds))
+    for column, label, colour, shift in (
+        ("own_recovered", "the teacher's own domain", BLUE, -0.12), ("other_recovered", "other domains", ORANGE, 0.12),
+    ):  # fmt: skip
+        values = [table.loc[table["target"] == kind, column].dropna() for kind in kinds]
+        for row, mine in zip(rows, values, strict=True):
+            axis.scatter(mine, np.full(len(mine), row + shift), color=colour, s=22, alpha=0.5, linewidth=0)
+        medians = [mine.median() for mine in values]
+        axis.scatter(medians, rows + shift, color=colour, marker="|", s=220, linewidth=2.5, label=label)
+    for at, name in ((0, "the base"), (1, "the teacher")):
+        axis.axvline(at, color=GREY, linewidth=1, zorder=0)
+        axis.annotate(name, (at, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+    axis.set(yticks=rows, yticklabels=kinds, ylim=(len(rows) - 0.5, -0.5), xlabel="recovered (line: the median)")
+    axis.tick_params(axis="y", length=0)
+    axis.legend(title="loss of held-out text of", loc="upper left", bbox_to_anchor=(1, 1))
+    axis.spines.left.set_visible(False)
+    axis.set_title(f"Fitted to the {_best(table)[0]} target, students come nearest to their teachers", pad=20)
+    return axis.figure
+
+
+def students_text(table: pd.DataFrame) -> str:
+    """What `students_figure` shows, in numbers, and which target it recommends."""
+    best, medians = _best(table)
+    found = ", ".join(f"{kind} {value:.2f}" for kind, value in medians.items())
+    near = table.groupby("target", sort=False)["cosine"].median()
+    return (
+        f"Recovered of the teachers' gain in their own domains, medians over {table['teacher'].nunique()} teachers: "
+        f"{found}.\nThe cosines to the paper's delta are {near.min():.3f} to {near.max():.3f}: they do not tell these "
+        f"apart.\nRecommended: {best}, {table.loc[table['target'] == best, 'seconds'].median():.0f} s per teacher."
+    )
+
+
+def _best(table: pd.DataFrame) -> tuple[str, pd.Series]:
+    """The kind of target that brings back most, and the medians of all kinds."""
+    medians = table.groupby("target", sort=False)["own_recovered"].median()
+    return (medians.idxmax() if medians.notna().any() else medians.index[0]), medians

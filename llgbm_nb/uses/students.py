@@ -65,12 +65,12 @@ KINDS = {  # of the run's own probes, but for the paper's
 }
 
 
-def pick_teachers(found: DeltaSet, teachers: str) -> list[str]:
+def pick_teachers(found: DeltaSet, teachers: int | str) -> list[str]:
     """Names of teachers: those that are named, with commas, or so many, one of each domain after the other.
 
     Raises InputError for a name that is not there.
     """
-    if not teachers.strip().isdigit():
+    if isinstance(teachers, str):
         names = [name.strip() for name in teachers.split(",") if name.strip()]
         if not names or (unknown := [name for name in names if name not in found.names]):
             raise InputError(
@@ -79,7 +79,7 @@ def pick_teachers(found: DeltaSet, teachers: str) -> list[str]:
         return names
     by_domain = pd.Series(found.names).groupby([*found.domains], sort=False).apply(list)
     turns = (name for turn in zip_longest(*by_domain) for name in turn if name is not None)
-    return [*islice(turns, int(teachers))]
+    return [*islice(turns, teachers)]
 
 
 def try_students(
