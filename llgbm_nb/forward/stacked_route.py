@@ -239,7 +239,7 @@ class StackedRoute:
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
         together = next((pack for pack in self.packs if len(pack.last) > 1), None)
-        if together and not self._keeps_apart(together):
+        if together and not _keeps_apart(self, together):
             raise Unstackable("in one row, a probe would see the one before")
         self._chunks, self._tokens_held, kept = [self.packs], math.inf, 0
         if self._low:
@@ -274,16 +274,6 @@ class StackedRoute:
             split = f", in {len(self._chunks)} parts of the probes" if len(self._chunks) > 1 else ""
             self._note(f"{kept:.0f} MiB of memory hold the base's inputs and outputs of its layers meanwhile{split}")
 
-    def _keeps_apart(self, pack: Pack) -> bool:
-        """Whether probes in one row see nothing of the first, with a strong LoRA on every layer, gates among them."""
-        [two] = pack_probes([row.tolist() for row in pack.probes[:2]], self._base.device)
-        both = [two, with_another_first(two)]
-        self._record(both)
-        self.twin.put_on([self.twin.any_lora(0.5)], 1)
-        one, other = (self._pass(each, 1)[0, 1] for each in both)  # the second probe: (layers, hidden)
-        within = 1e-5 if self._base.model.dtype == torch.float32 else 0.05  # experts round by how many tokens they have
-        return torch.equal(one, other) or bool((one - other).norm() <= within * one.norm())
-
     def _is_independent(self, pack: Pack) -> bool:
         """Whether every place of a pass gives the base's bits, whatever is beside it; if so, keeps a(B) of `pack`."""
         self.twin.put_on([], self.copies)
@@ -312,6 +302,17 @@ class StackedRoute:
         """One pass over `pack` of what is put on: float32 (copies, probes, layers, hidden) on the CPU."""
         with self.twin.replaying(pack):
             return packed_states(self.twin.tree, pack, copies or self.copies, self._layers, self.after).cpu()
+
+
+def _keeps_apart(route: StackedRoute, pack: Pack) -> bool:
+    """Whether probes in one row see nothing of the first, with a strong LoRA on every layer, gates among them."""
+    [two] = pack_probes([row.tolist() for row in pack.probes[:2]], route._base.device)
+    both = [two, with_another_first(two)]
+    route._record(both)
+    route.twin.put_on([route.twin.any_lora(0.5)], 1)
+    one, other = (route._pass(each, 1)[0, 1] for each in both)  # the second probe: (layers, hidden)
+    within = 1e-5 if route._base.model.dtype == torch.float32 else 0.05  # experts round by how many tokens they have
+    return torch.equal(one, other) or bool((one - other).norm() <= within * one.norm())
 
 
 def _copies_that_pay(packs: list[Pack]) -> int:
