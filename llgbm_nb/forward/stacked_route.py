@@ -63,9 +63,8 @@ class StackedRoute:
         low: torch.dtype | None, copies: int, note: Callable[[str], None], gradients: bool = False,
     ):  # fmt: skip
         self._base, self.packs, self._layers, self._low, self._note = base, packs, layers, low, note
-        self._gradients = gradients
         self._base_states, self.copies = base_states, copies or _copies_that_pay(packs)
-        self._read_lora = LoraReader(base.model)
+        self._read_lora, self._gradients = LoraReader(base.model), gradients
         self._unusable = False  # found out with the first adapter
         self._rounding_known = low in (None, torch.float32)
         self.after, self._multiple = False, 1  # as in `packed_states` and in `pack_probes`
