@@ -36,7 +36,7 @@ OPTIONS = $(if $(LLGBM_ZOO),--checkpoint-dir="$$LLGBM_ZOO") $(if $(LLGBM_BASE),-
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
 .PHONY: help setup report explore test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
-        bench-architectures bench-explorer bench-headless bench-scale lint clean
+        bench-architectures bench-explorer bench-headless bench-scale bench-students lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-19s %s\n", $$1, $$2}'
@@ -104,6 +104,9 @@ bench-explorer: $(READY)  ## from a change in the explorer to its new picture, i
 
 bench-headless: $(READY)  ## forty headless runs of 04_analysis, four at a time: does one hang?
 	$(BIN)/python benchmarks/headless.py
+
+bench-students: $(READY)  ## a step of students that are fitted to targets, beside PEFT's with autograd
+	$(BIN)/python benchmarks/students.py demo
 
 bench-scale: $(READY)  ## 1,000 and 10,000 adapters of a tiny base end to end: time and peak memory of each stage (1 GB of disk)
 	$(BIN)/python benchmarks/scale.py
