@@ -5,7 +5,7 @@
     PEFT, one by one    one student at a time, probe by probe, with LM head
     llgbm_nb            eight students in a pass, float32 or products in bfloat16, with and without checkpointing
 
-A step is forward, loss at every layer of twenty probes (mixed and commonsense), backward and AdamW, of LoRA r16 on q and
+A step is forward, loss at every layer of twenty probes (mixed and commonsense), backward and AdamW, of LoRA r16 on q,
 v. Each way in a process of its own, the best of three steps after a first; peak memory is the process's. `qwen` is one
 student's step, with checkpointing, on the shape of Qwen2.5-1.5B with random weights.
 """
