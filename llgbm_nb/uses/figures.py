@@ -114,11 +114,12 @@ def students_text(table: pd.DataFrame) -> str:
     """What `students_figure` shows, in numbers, and which target it recommends."""
     best, medians = _best(table)
     found = ", ".join(f"{kind} {value:.2f}" for kind, value in medians.items())
-    near = table.groupby("target", sort=False)["cosine"].median()
+    cosines = table.groupby("target", sort=False)["cosine"].median()
+    near = ", ".join(f"{kind} {value:.3f}" for kind, value in cosines.items())
     return (
         f"Recovered of the teachers' gain in their own domains, medians over {table['teacher'].nunique()} teachers: "
-        f"{found}.\nThe cosines to the paper's delta are {near.min():.3f} to {near.max():.3f}: they do not tell these "
-        f"apart.\nRecommended: {best}, {table.loc[table['target'] == best, 'seconds'].median():.0f} s per teacher."
+        f"{found}.\nCosines to the paper's delta, medians: {near}.\n"
+        f"Recommended: {best}, {table.loc[table['target'] == best, 'seconds'].median():.0f} s per teacher."
     )
 
 
