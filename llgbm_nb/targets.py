@@ -7,8 +7,8 @@
     scale[s,l]^2 = mean over p of |t[s,p,l]|^2                 t = a(M) - a(B) of the teacher, d that of the student
 
 So each layer of each teacher counts alike, however large its numbers are: without, the last layers, whose differences
-are the largest by far, would be nearly all of the loss. 1 is no better than the base, 0 is the teacher itself. A layer
-that a teacher leaves as it is has the smallest scale of its others.
+are the largest by far, would be nearly all of the loss. A student that does nothing has 1 in each layer that its
+teacher changes, the teacher itself has 0. A layer that a teacher leaves as it is has the smallest scale of its others.
 """
 
 import json

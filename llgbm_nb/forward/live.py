@@ -32,8 +32,8 @@ class LiveDeltas:
     `base_states` is a(B), float32 (probes, layers, hidden). With `checkpointing` a pass keeps the inputs of decoder
     layers alone and computes the rest again on its way back: a third more time, and a fraction of the memory. `dtype`
     is that of the products of differences, as in `Settings`: half precision is faster where the processor has it.
-    Probes of together at most `batch_tokens` tokens share a pass.
-    Raises InputError for a base whose passes several adapters cannot share.
+    Probes of together at most `batch_tokens` tokens share a pass. Raises InputError for a base in half precision, and
+    for one whose passes several adapters cannot share.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class LiveDeltas:
     ):  # fmt: skip
         keep_freed_memory()
         self.device, self.checkpointing, self.notes, self._layers = base.device, checkpointing, [], layers
-        self.base_states: np.ndarray = last_token_states(base.model, token_ids, base.device)[:, layers]
-        self._modules, self._body = dict(base.body.named_modules()), body_prefix(base.model)
-        packs = pack_probes(token_ids, base.device, 0 if keeps_state(base.body) else batch_tokens)
         if base.model.dtype not in (torch.float32, torch.float64):
             raise InputError(f"the base is in {str(base.model.dtype)[6:]}; gradients of deltas need it in float32")
         low = base.model.dtype if base.model.dtype == torch.float64 else difference_dtype(dtype)
         if low is None:
             raise InputError(f"dtype is {dtype!r}; gradients of deltas take float32, bfloat16 or float16")
+        self.base_states: np.ndarray = last_token_states(base.model, token_ids, base.device)[:, layers]
+        self._modules, self._body = dict(base.body.named_modules()), body_prefix(base.model)
+        packs = pack_probes(token_ids, base.device, 0 if keeps_state(base.body) else batch_tokens)
         self._route = StackedRoute(base, packs, layers, self.base_states, low, 1, self.notes.append, gradients=True)
         if not self._route.is_usable():
             raise InputError(f"several adapters cannot share this base's passes: {self.notes[-1]}")
@@ -81,7 +81,8 @@ class LiveDeltas:
 
     def _pass(self, pack: Pack, loras: list[Lora]) -> torch.Tensor:
         twin, route = self._route.twin, self._route
-        route.put_on(loras, pack)
+        route.record(pack)
+        twin.put_on(loras, len(loras))
         with contextlib.ExitStack() as stack:
             stack.enter_context(twin.replaying(pack))
             if self.checkpointing:
@@ -97,7 +98,7 @@ class LiveDeltas:
 
         @contextlib.contextmanager
         def once_more() -> Iterator[None]:
-            self._route.put_on([], pack)  # another pass may have been made since, and its records are others
+            self._route.record(pack)  # another pass may have been made since, and its records are others
             put_on_again()
             with twin.replaying(pack), by_probe(twin.tree, pack):
                 yield

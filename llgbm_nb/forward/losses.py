@@ -31,14 +31,18 @@ class ResponseLosses:
     def __init__(self, base: BaseModel, pairs: list[tuple[list[int], list[int]]]):
         if short := [number for number, (_, labels) in enumerate(pairs, 1) if all(each < 0 for each in labels[1:])]:
             raise InputError(f"pair {short[0]} has no response that a loss could be of")
+        if base.model.dtype != torch.float32:
+            raise InputError(
+                f"the base is in {str(base.model.dtype)[6:]}; losses of several adapters need it in float32"
+            )
         keep_freed_memory()
         self._head, self._notes, ids = read_head(base), [], [ids for ids, _ in pairs]
         layers = [self._head.layers]
         packs = pack_probes(ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS)
         states = last_token_states(base.model, ids, base.device)[:, layers]
         self._route = StackedRoute(base, packs, layers, states, None, 1, self._notes.append)  # without records
-        if base.model.dtype != torch.float32 or not self._route.is_usable():
-            raise InputError(f"several adapters cannot share this base's passes: {' '.join(self._notes)}")
+        if not self._route.is_usable():
+            raise InputError(f"several adapters cannot share this base's passes: {self._notes[-1]}")
         self._labels, first = {}, 0
         for pack in self._route.packs:
             mine = pairs[first : first + len(pack.last)]
@@ -48,7 +52,7 @@ class ResponseLosses:
             rows = (labels >= 0).nonzero()[:, 0]
             number = torch.bucketize(rows, pack.last)  # of the pair that each row is of
             self._labels[replace(pack, read=rows)] = labels[rows], number
-        self._route.use(list(self._labels))
+        self._route.packs = [*self._labels]
         self._at_once = max(1, TOKENS_AT_ONCE.get(base.device.type, 4096) // max(p.tokens for p in self._labels))
 
     def __call__(self, loras: list[Lora]) -> torch.Tensor:
@@ -62,7 +66,7 @@ class ResponseLosses:
 
     def _of_pack(self, pack: Pack, loras: list[Lora]) -> torch.Tensor:
         route, (labels, number), copies = self._route, self._labels[pack], len(loras)
-        route.put_on(loras, pack)
+        route.twin.put_on(loras, copies)
         with route.twin.replaying(pack):
             states = packed_states(route.twin.tree, pack, copies, [self._head.layers], route.after)[:, :, 0]
         losses = torch.stack([

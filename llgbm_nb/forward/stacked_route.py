@@ -7,7 +7,6 @@ neither on its place in a pass nor on its neighbours. Memory that runs out halve
 comes out as the adapter that it was; this module knows nothing of what becomes of it.
 """
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -108,14 +107,9 @@ class StackedRoute:
                 self._unusable = True
         return not self._unusable
 
-    def use(self, packs: list[Pack]) -> None:
-        """Pass over other packs of the same probes from now on. The route must be usable."""
-        self.packs, self._chunks = packs, in_parts(packs, attrgetter("tokens"), self._tokens_held)
-
-    def put_on(self, loras: list[Lora], pack: Pack) -> None:
-        """Make ready for a pass of these LoRAs over `pack`, with the base's records of it at hand."""
+    def record(self, pack: Pack) -> None:
+        """Have the base's records of `pack` at hand, and of what else they are held with."""
         self._record(next(chunk for chunk in self._chunks if pack in chunk))
-        self.twin.put_on(loras, len(loras))
 
     def drop(self) -> None:
         """Free the twin: its laid-out weights and records. It is made again when it is needed."""
@@ -240,12 +234,11 @@ class StackedRoute:
         together = next((pack for pack in self.packs if len(pack.last) > 1), None)
         if together and not _keeps_apart(self, together):
             raise Unstackable("in one row, a probe would see the one before")
-        self._chunks, self._tokens_held, kept = [self.packs], math.inf, 0
+        self._chunks, kept = [self.packs], 0
         if self._low:
             self._record(self.packs[:1])
             per_token = self.twin.record_bytes / self.packs[0].tokens
-            self._tokens_held = RECORD_BYTES / max(1, per_token)
-            self.use(self.packs)
+            self._chunks = in_parts(self.packs, attrgetter("tokens"), RECORD_BYTES / max(1, per_token))
             kept = per_token * sum(pack.tokens for pack in self.packs) / 2**20
         for chunk in self._chunks:
             self._record(chunk)
