@@ -70,6 +70,24 @@ def test_the_numbers_are_the_caches(architecture, tmp_path):
     np.testing.assert_allclose(live.base_states, run.delta_set.base, atol=1e-5)
 
 
+def test_probes_that_grow_share_a_pass_and_have_the_numbers_of_peft(base, tmp_path):
+    found, loaded = adapters(tmp_path, base), load_base(str(base))
+    texts = ["A probe", "A probe that", "A probe that grows.", "Another", "Another one"]
+    ids = tokenize(loaded.tokenizer, texts)
+    live = LiveDeltas(loaded, ids, LAYERS)
+    assert live.batches == [range(5)] and live.tokens < sum(map(len, ids))
+    states = live([live.lora(*each) for each in found.values()]).detach().numpy()
+    run = compute_deltas(tmp_path / "zoo", texts, cache_dir=tmp_path / "deltas")
+    kept = dict(zip(run.delta_set.names, map(np.asarray, run.delta_set.differences), strict=True))
+    with torch.no_grad():
+        before = np.stack([hidden_of(loaded.model, loaded.tokenizer, text) for text in texts])
+        for name, ours in zip(found, states, strict=True):
+            adapted = PeftModel.from_pretrained(load_base(str(base)).model, tmp_path / "zoo" / name).eval()
+            theirs = np.stack([hidden_of(adapted, loaded.tokenizer, text) for text in texts]) - before
+            assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
+            assert np.linalg.norm(ours - kept[name]) <= 1e-5 * np.linalg.norm(kept[name])
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_of_different_ranks_and_modules_in_one_pass_are_those_of_peft(base, tmp_path, checkpointing):
     live, found = live_deltas(base, checkpointing), adapters(tmp_path, base)

@@ -24,18 +24,33 @@ def test_padding_behind_a_row_belongs_to_no_probe():
         assert [probe.tolist() for probe in pack.probes] == [[5, 6, 7], [8, 9]]
 
 
+def test_probes_that_go_on_from_the_one_before_share_its_tokens():
+    probes = [[5], [5, 6], [5, 6, 7, 8], [5, 6, 9], [5, 6, 9], [4]]
+    [pack] = pack_probes(probes)
+    assert pack.ids.tolist() == [5, 6, 7, 8, 5, 6, 9, 5, 6, 9, 4] and pack.last.tolist() == [0, 1, 3, 6, 9, 10]
+    assert [probe.tolist() for probe in pack.probes] == probes
+    assert [text.tolist() for text in pack.texts] == [[5, 6, 7, 8], [5, 6, 9], [5, 6, 9], [4]]
+    assert pack.ids[pack.grid].tolist() == [[5, 6, 7, 8], [5, 6, 9, 5], [5, 6, 9, 5], [4, 4, 4, 4]]
+    assert [pack.tokens for pack in pack_probes(probes, limit=7)] == [7, 4]
+    for each in (pack_probes(probes, share=False), pack_probes(probes, limit=0)):
+        assert sum(pack.tokens for pack in each) == sum(map(len, probes))
+
+
 def test_rows_are_filled_in_order_and_a_long_probe_has_its_own():
-    packs = pack_probes([[1] * n for n in (3, 3, 2, 9, 1, 4)], limit=5)
+    packs = pack_probes([[n] * n for n in (3, 3, 2, 9, 1, 4)], limit=5)
     assert [pack.tokens for pack in packs] == [3, 5, 9, 5]
     assert sum(len(pack.last) for pack in packs) == 6
 
 
 @pytest.mark.parametrize("lengths", [(3, 20, 7, 1), (40, 2, 2, 2)], ids=["by probe", "one square"])
+@pytest.mark.parametrize("growing", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_row_of_probes_equals_transformers_own_padded_pass(tmp_path, architecture, lengths):
+def test_a_row_of_probes_equals_transformers_own_padded_pass(tmp_path, architecture, lengths, growing):
     base = load_base(str(save_base(tmp_path / "base", architecture)))
     generator = np.random.default_rng(0)
     ids = [generator.integers(0, 256, n).tolist() for n in lengths]
+    if growing:
+        ids = [probe[:end] for probe in ids for end in range(1, len(probe) + 1, 3)]
     expected = last_token_states(base.model, ids, base.device)
     for layers in ([0, 1, 2, 3], [3], [0, 2]):
         for limit in (512, 21):

@@ -49,6 +49,15 @@ def test_kinds_pick_probes_and_layers(run):
         "probes": [0, 2],
         "layers": [3, 1],
     }
+    assert students.kind_of("2 probes 1 layer").of(found.probes, found.layer_numbers) == {
+        "probes": [0, 2],
+        "layers": [3],
+    }
+    assert students.kind_of("2 layers") == students.Kind(layers=2)
+    assert students.kind_of("20 probes") == students.Kind(probes=20)
+    for wrong in ("", "some probes", "2 layers 3 probes"):
+        with pytest.raises(InputError, match="is no target"):
+            students.kind_of(wrong)
     assert students.Kind(probes=9).of(found.probes, found.layer_numbers)["probes"] == [0, 1, 2, 3]
 
 
@@ -102,11 +111,12 @@ def test_a_table_of_teachers_and_kinds(run, base, files, tmp_path):
     folder, loaded = export_for_training(run, tmp_path / "out").targets.parent, load_base(str(base))
     how = dict(steps=20, lr=0.02, rank=4, modules=["q_proj", "v_proj"])
     pool, found, steps = students.HeldOut(loaded, files, 3), run.delta_set, []
+    kinds = [*students.KINDS, "2 probes", "1 layer"]
     table = students.try_students(
-        loaded, folder, folder, found, ["a", "c"], [*students.KINDS], pool, on_step=lambda: steps.append(1), **how
+        loaded, folder, folder, found, ["a", "c"], kinds, pool, on_step=lambda: steps.append(1), **how
     )
-    assert list(table) == [*students.COLUMNS, *students.LOSSES] and len(steps) == 20 * len(students.KINDS)
-    assert table[["teacher", "target"]].values.tolist() == [[t, k] for k in students.KINDS for t in "ac"]
+    assert list(table) == [*students.COLUMNS, *students.LOSSES] and len(steps) == 20 * len(kinds)
+    assert table[["teacher", "target"]].values.tolist() == [[t, k] for k in kinds for t in "ac"]
     assert table.set_index("target").loc["full", "cosine"].min() > 0.5
     assert np.isfinite(table[[*students.LOSSES]].to_numpy()).all()
 

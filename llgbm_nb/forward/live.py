@@ -79,6 +79,11 @@ class LiveDeltas:
         ends = np.cumsum([len(pack.last) for pack in self._route.packs]).tolist()
         return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
+    @property
+    def tokens(self) -> int:
+        """Of all passes together, for each student."""
+        return sum(pack.tokens for pack in self._route.packs)
+
     def _pass(self, pack: Pack, loras: list[Lora]) -> torch.Tensor:
         twin, route = self._route.twin, self._route
         route.record(pack)

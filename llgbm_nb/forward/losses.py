@@ -38,7 +38,7 @@ class ResponseLosses:
         keep_freed_memory()
         self._head, self._notes, ids = read_head(base), [], [ids for ids, _ in pairs]
         layers = [self._head.layers]
-        packs = pack_probes(ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS)
+        packs = pack_probes(ids, base.device, 0 if keeps_state(base.body) else PASS_TOKENS, share=False)
         states = last_token_states(base.model, ids, base.device)[:, layers]
         self._route = StackedRoute(base, packs, layers, states, None, 1, self._notes.append)  # without records
         if not self._route.is_usable():

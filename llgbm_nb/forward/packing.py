@@ -4,6 +4,9 @@
     positions    0   1   2 |   0   1 |   0   1   2   3          they tell transformers where a probe begins
     last                 ^         ^                 ^          the rows that the last layer has to compute
 
+A probe that goes on from the one before it shares its tokens: probes that grow (t0, t0 t1, t0 t1 t2) are one text with
+several last tokens.
+
 Only the rows of the last tokens are kept of each layer, the pass stops at the deepest layer asked for, there is no LM
 head, and in the last layer the MLP sees the last tokens alone. This module knows nothing of adapters.
 """
@@ -35,7 +38,7 @@ class Pack:
     ids: torch.Tensor  # (tokens,)
     positions: torch.Tensor  # (tokens,)
     last: torch.Tensor  # (probes,): where each probe's last token stands
-    grid: torch.Tensor  # (probes, longest): where each token stands, padded with the probe's first
+    grid: torch.Tensor  # (texts, longest): where each token stands, padded with the text's first
     back: torch.Tensor  # (tokens,): where each token stands in the flattened grid
     read: torch.Tensor  # the rows whose hidden states are kept: those of `last`, or others that are asked for
 
@@ -46,15 +49,32 @@ class Pack:
     @property
     def probes(self) -> tuple[torch.Tensor, ...]:
         """The tokens of each probe."""
-        return self.ids.tensor_split((self.last + 1).cpu())[:-1]  # behind the last one there may be padding
+        starts = self.last - self.positions[self.last]
+        return tuple(self.ids[start : end + 1] for start, end in zip(starts.tolist(), self.last.tolist(), strict=True))
+
+    @property
+    def texts(self) -> tuple[torch.Tensor, ...]:
+        """The tokens of each text, which is a probe that no other goes on from."""
+        starts = (self.last - self.positions[self.last]).tolist()
+        ends = zip(self.probes, starts, [*starts[1:], None], strict=True)
+        return tuple(probe for probe, start, following in ends if start != following)
 
 
-def pack_probes(token_ids: list[list[int]], device="cpu", limit: int = PASS_TOKENS, multiple: int = 1) -> list[Pack]:
+def pack_probes(
+    token_ids: list[list[int]], device="cpu", limit: int = PASS_TOKENS, multiple: int = 1, share: bool = True
+) -> list[Pack]:
     """The probes in their order, as few rows as possible of at most `limit` tokens (a longer probe has its own).
 
-    Rows are padded to a `multiple` of tokens, with the last one: what follows a token does not reach it.
+    Unless `limit` is 0, probes that go on from the one before `share` its tokens. Rows are padded to a `multiple` of
+    tokens, with the last one: what follows a token does not reach it.
     """
-    return [_pack(group, device, multiple) for group in in_parts(token_ids, len, limit)]
+    texts = []  # lists of probes, each of which begins with the one before
+    for ids in token_ids:
+        if share and limit and texts and len(before := texts[-1][-1]) < len(ids) and ids[: len(before)] == before:
+            texts[-1].append(ids)
+        else:
+            texts.append([ids])
+    return [_pack(group, device, multiple) for group in in_parts(texts, lambda probes: len(probes[-1]), limit)]
 
 
 def keeps_state(body: nn.Module) -> bool:
@@ -81,19 +101,19 @@ def in_parts(items: list, size: Callable[[object], int], limit: float) -> list[l
     return parts
 
 
-def _pack(group: list[list[int]], device, multiple: int) -> Pack:
-    padding = -sum(map(len, group)) % multiple
-    group = [*group[:-1], group[-1] + group[-1][-1:] * padding]
-    lengths, longest = [len(tokens) for tokens in group], max(map(len, group))
-    starts = [sum(lengths[:number]) for number in range(len(group))]
+def _pack(group: list[list[list[int]]], device, multiple: int) -> Pack:
+    texts = [probes[-1] for probes in group]
+    starts = [sum(map(len, texts[:number])) for number in range(len(texts))]
+    last = [start + len(ids) - 1 for start, probes in zip(starts, group, strict=True) for ids in probes]
+    texts[-1] = texts[-1] + texts[-1][-1:] * (-sum(map(len, texts)) % multiple)
+    lengths, longest = [len(tokens) for tokens in texts], max(map(len, texts))
     values = (
-        [token for tokens in group for token in tokens],
+        [token for tokens in texts for token in tokens],
         [position for length in lengths for position in range(length)],
-        [start + length - 1 for start, length in zip(starts, lengths, strict=True)],
+        last,
         [[s + (p if p < n else 0) for p in range(longest)] for s, n in zip(starts, lengths, strict=True)],
         [number * longest + position for number, length in enumerate(lengths) for position in range(length)],
     )
-    values[2][-1] -= padding
     tensors = [torch.tensor(each, device=device) for each in values]
     return Pack(*tensors, read=tensors[2])
 
@@ -122,7 +142,7 @@ def live_states(
     in one row apart by their `position_ids`. That is transformers' convention; the engine checks it on each base.
     """
     inputs = dict(input_ids=pack.ids.expand(copies, -1), use_cache=False)
-    if len(pack.last) > 1:  # a probe alone is called as any text is: not every architecture takes positions
+    if len(pack.grid) > 1:  # a text alone is called as any text is: not every architecture takes positions
         inputs |= dict(position_ids=pack.positions.expand(copies, -1), attention_mask=None)
     with (
         by_probe(body, pack),
@@ -199,9 +219,9 @@ def by_probe(body: nn.Module, pack: Pack) -> Iterator[None]:
 
     It is for models on sdpa without a sliding window shorter than a probe; others keep their own masked attention.
     """
-    config, (probes, longest) = body.config, pack.grid.shape
+    config, (texts, longest) = body.config, pack.grid.shape
     window = getattr(config.get_text_config(), "sliding_window", None)
-    pays = probes * longest**2 < pack.tokens**2 and not (window and window < longest)
+    pays = texts * longest**2 < pack.tokens**2 and not (window and window < longest)
     if config._attn_implementation != "sdpa" or not pays:
         yield
         return
@@ -217,13 +237,13 @@ def by_probe(body: nn.Module, pack: Pack) -> Iterator[None]:
 
 def _attention_within_probes(pack: Pack, module, query, key, value, attention_mask, **kwargs):
     """transformers' own causal attention on each probe: q, k, v come as (copies, heads, tokens, width)."""
-    copies, (probes, longest) = query.shape[0], pack.grid.shape
+    copies, (texts, longest) = query.shape[0], pack.grid.shape
 
-    def apart(t: torch.Tensor) -> torch.Tensor:  # (copies * probes, heads, longest, width)
+    def apart(t: torch.Tensor) -> torch.Tensor:  # (copies * texts, heads, longest, width)
         return t[:, :, pack.grid].transpose(1, 2).flatten(0, 1)
 
     kwargs["is_causal"] = True
     # What stands behind a probe's end is never seen from before it, so no mask is needed.
     out, weights = sdpa_attention_forward(module, apart(query), apart(key), apart(value), None, **kwargs)
-    out = out.reshape(copies, probes * longest, *out.shape[2:])
+    out = out.reshape(copies, texts * longest, *out.shape[2:])
     return out[:, pack.back], weights

@@ -224,14 +224,15 @@ class StackedRoute:
 
     def _pack_anew(self, limit: int, multiple: int = 1) -> None:
         ids, pay = [row.tolist() for pack in self.packs for row in pack.probes], _copies_that_pay(self.packs)
-        self.packs, self._multiple = pack_probes(ids, self._base.device, limit, multiple), multiple
+        shared = any(len(pack.last) > len(pack.grid) for pack in self.packs)
+        self.packs, self._multiple = pack_probes(ids, self._base.device, limit, multiple, shared), multiple
         self._chunks = [self.packs]
         if self.copies == pay:  # neither asked for nor halved
             self.copies = _copies_that_pay(self.packs)
 
     def _measure_base(self) -> None:
         """a(B) on the twin, in the shape of the run's passes, held against transformers' own pass."""
-        together = next((pack for pack in self.packs if len(pack.last) > 1), None)
+        together = next((pack for pack in self.packs if len(pack.grid) > 1), None)
         if together and not _keeps_apart(self, together):
             raise Unstackable("in one row, a probe would see the one before")
         self._chunks, kept = [self.packs], 0
@@ -298,7 +299,7 @@ class StackedRoute:
 
 def _keeps_apart(route: StackedRoute, pack: Pack) -> bool:
     """Whether probes in one row see nothing of the first, with a strong LoRA on every layer, gates among them."""
-    [two] = pack_probes([row.tolist() for row in pack.probes[:2]], route._base.device)
+    [two] = pack_probes([row.tolist() for row in pack.texts[:2]], route._base.device, share=False)
     both = [two, with_another_first(two)]
     route._record(both)
     route.twin.put_on([route.twin.any_lora(0.5)], 1)

@@ -175,11 +175,11 @@ def _names_or_count(value):
 
 
 def _kinds(value):
-    from ..uses.students import KINDS
+    from ..uses.students import kind_of
 
-    names = _names(value)
-    if not names or (unknown := [name for name in names if name not in KINDS]):
-        raise InputError(f"choose some of {', '.join(KINDS)}, with commas; not {unknown[0] if names else 'none'}")
+    names = _names(value) or [""]
+    for name in names:
+        kind_of(name)
     return names
 
 

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "task_query": ["accuracy_text", "domain_of_query", "find_queries", "is_of_use", "query_accuracy", "query_cosines",
                    "query_deltas", "task_adapter"],
     "finetune": ["find_data_files", "read_pairs", "train_lora", "train_teachers"],
+    "answers": ["write_answers"],
     "students": ["HeldOut", "pick_teachers", "try_students"],
     "figures": ["additivity_figure", "merge_figure", "query_figure", "students_figure", "students_text"],
 })  # fmt: skip

@@ -49,15 +49,20 @@ def find_data_files(data: str | Path) -> list[Path]:
 
 def encode(tokenizer, pair: dict, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one pair, cut to `max_tokens`; prompt tokens have the label -100 (no loss)."""
-    if tokenizer.chat_template:
-        turns = [{"role": "system", "content": pair["system"]}] if pair.get("system") else []
-        turns.append({"role": "user", "content": pair["prompt"]})
-        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    else:
-        prompt = "\n".join([*filter(None, [pair.get("system")]), pair["prompt"], ""])
-    head = tokenizer(prompt, add_special_tokens=not tokenizer.chat_template)["input_ids"][: max_tokens - 1]
+    head = tokenizer(prompt_of(tokenizer, pair), add_special_tokens=not tokenizer.chat_template)["input_ids"][
+        : max_tokens - 1
+    ]
     tail = tokenizer(pair["response"] + (tokenizer.eos_token or ""), add_special_tokens=False)["input_ids"]
     return (head + tail)[:max_tokens], ([-100] * len(head) + tail)[:max_tokens]
+
+
+def prompt_of(tokenizer, pair: dict) -> str:
+    """The prompt of a pair up to where the response begins, in the chat template if there is one."""
+    if not tokenizer.chat_template:
+        return "\n".join([*filter(None, [pair.get("system")]), pair["prompt"], ""])
+    turns = [{"role": "system", "content": pair["system"]}] if pair.get("system") else []
+    turns.append({"role": "user", "content": pair["prompt"]})
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
 def train_lora(

@@ -9,6 +9,7 @@ random A and B = 0, and is fitted by AdamW to its teacher's differences at some 
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,11 +59,22 @@ class Kind:
 PAPERS = "delta"  # the paper's target: of the generic probes, the mean at the last layer
 KINDS = {  # of the run's own probes, but for the paper's
     PAPERS: Kind(layers=1, mean=True),
-    "last layer": Kind(layers=1),
-    "few probes": Kind(probes=5),
-    "few layers": Kind(layers=5),
     "full": Kind(),
 }
+_COUNTED = re.compile(r"(?:(\d+) probes?)? ?(?:(\d+) layers?)?")
+
+
+def kind_of(name: str) -> Kind:
+    """One of KINDS, or some of the probes and layers: "20 probes", "5 layers", "20 probes 5 layers".
+
+    Raises InputError for what is none of these.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    found = _COUNTED.fullmatch(name)
+    if not found or not any(found.groups()):
+        raise InputError(f'{name!r} is no target: choose some of {", ".join(KINDS)}, "20 probes", "5 layers", …')
+    return Kind(*(int(each or 0) for each in found.groups()))
 
 
 def pick_teachers(found: DeltaSet, teachers: int | str) -> list[str]:
@@ -98,10 +110,10 @@ def try_students(
     usual, rows = load_targets(papers, base, layers=[-1]), []
     for kind in kinds:
         folder, probes = (papers, usual.probes) if kind == PAPERS else (rich, found.probes)
-        which = KINDS[kind].of(probes, found.layer_numbers)
+        which = kind_of(kind).of(probes, found.layer_numbers)
         targets = load_targets(folder, base, dtype=dtype, batch_tokens=BATCH, **which)
         students = {name: new_student(base, rank, modules, seed + i) for i, name in enumerate(teachers)}
-        how = dict(steps=steps, lr=lr, mean=KINDS[kind].mean, seed=seed, on_step=on_step)
+        how = dict(steps=steps, lr=lr, mean=kind_of(kind).mean, seed=seed, on_step=on_step)
         seconds = fit_students(targets, students, SCALE, **how)["seconds"]
         with torch.no_grad():
             near = usual.fit(students, SCALE)
