@@ -1,13 +1,14 @@
 """What a student's step costs: `python benchmarks/students.py [demo|qwen]` (`make bench-students`).
 
-    PEFT, whole model   one student at a time, the probes in one padded batch, with LM head, autograd
-    PEFT, body          the same without LM head
-    PEFT, one by one    one student at a time, probe by probe, with LM head
-    llgbm_nb            eight students in a pass, float32 or products in bfloat16, with and without checkpointing
+    PEFT, probe by probe    one student at a time, whole model with LM head, autograd
+    PEFT, probes together   the same, in one padded batch
+    PEFT, body              the same without LM head
+    PEFT, texts             the same by hand: of probes that grow, the longest alone, read at all their ends
+    llgbm_nb                eight students in a pass, float32 or products in bfloat16, with and without checkpointing
 
-A step is forward, loss at every layer of twenty probes (mixed and commonsense), backward and AdamW, of LoRA r16 on q,
-v. Each way in a process of its own, the best of three steps after a first; peak memory is the process's. `qwen` is one
-student's step, with checkpointing, on the shape of Qwen2.5-1.5B with random weights.
+A step is forward, loss at every layer of a batch of the recommended target (the probe set `answers`), backward and
+AdamW, of LoRA r16 on q, v. Each way in a process of its own, the best of three steps after a first; peak memory is the
+process's. `qwen` is one student's step, with checkpointing, on the shape of Qwen2.5-1.5B with random weights.
 """
 
 import resource
@@ -20,13 +21,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llgbm_nb import create_probes
 from llgbm_nb.forward import DEMO_BASE, BaseModel, LiveDeltas, load_base, load_tokenizer, tokenize
-from llgbm_nb.uses.students import new_student
+from llgbm_nb.forward.packing import pack_probes
+from llgbm_nb.uses.students import BATCH, new_student
 
 STUDENTS, STEPS, RANK, MODULES = 8, 4, 16, ["q_proj", "v_proj"]
 WAYS = {
-    "PEFT, one by one": ("peft", dict(together=False, head=True)),
-    "PEFT, whole model": ("peft", dict(together=True, head=True)),
-    "PEFT, body": ("peft", dict(together=True, head=False)),
+    "PEFT, probe by probe": ("peft", dict(way="alone", head=True)),
+    "PEFT, probes together": ("peft", dict(way="together", head=True)),
+    "PEFT, body": ("peft", dict(way="together", head=False)),
+    "PEFT, texts": ("peft", dict(way="texts", head=False)),
     "llgbm_nb, float32": ("ours", dict(dtype="float32")),
     "llgbm_nb, float32, checkpointing": ("ours", dict(dtype="float32", checkpointing=True)),
     "llgbm_nb, bfloat16": ("ours", dict(dtype="bfloat16")),
@@ -39,30 +42,42 @@ QWEN = {
 
 
 def probes_of(tokenizer) -> list[list[int]]:
-    return tokenize(tokenizer, create_probes("mixed") + create_probes("commonsense"))
+    """The first batch of the recommended target: token ids."""
+    pack, *_ = pack_probes(tokenize(tokenizer, create_probes("answers")), limit=BATCH)
+    return [probe.tolist() for probe in pack.probes]
 
 
-def peft(together: bool, head: bool) -> float:
+def peft(way: str, head: bool) -> float:
     """Seconds of one student's step."""
     from peft import LoraConfig, get_peft_model
 
     base = load_base(DEMO_BASE)
-    ids = [torch.tensor(each) for each in probes_of(base.tokenizer)]
+    probes = probes_of(base.tokenizer)
+    [pack] = pack_probes(probes)
     model = get_peft_model(base.model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=MODULES)).eval()
     called = model if head else model.base_model.model.model
-    batches = [ids] if together else [[each] for each in ids]
+    texts = pack.texts if way == "texts" else pack.probes
+    starts = (pack.last - pack.positions[pack.last]).unique().tolist()
+    ends = [[len(text) - 1] for text in texts]
+    if way == "texts":
+        ends = [[last - start for last in pack.last.tolist() if start <= last < start + len(text)]
+                for start, text in zip(starts, texts, strict=True)]  # fmt: skip
+    every = [*zip(texts, ends, strict=True)]
+    batches = [[each] for each in every] if way == "alone" else [every]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            last = torch.tensor([len(each) - 1 for each in batch])
-            mask = pad_sequence([torch.ones_like(each) for each in batch], True)
+            ids = [text for text, _ in batch]
+            mask = pad_sequence([torch.ones_like(each) for each in ids], True)
             states = called(
-                input_ids=pad_sequence(batch, True), attention_mask=mask, output_hidden_states=True, use_cache=False
+                input_ids=pad_sequence(ids, True), attention_mask=mask, output_hidden_states=True, use_cache=False
             ).hidden_states
-            found = torch.stack([each[torch.arange(len(batch)), last] for each in states], 1)
-            found.square().sum(-1).mean().mul(len(batch) / len(ids)).backward()
+            rows = torch.tensor([row for row, (_, ends) in enumerate(batch) for _ in ends])
+            columns = torch.tensor([end for _, ends in batch for end in ends])
+            found = torch.stack([each[rows, columns] for each in states], 1)
+            found.square().sum(-1).mean().mul(len(rows) / len(probes)).backward()
         optimizer.step()
 
     return timed(step)

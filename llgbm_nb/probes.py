@@ -1,7 +1,8 @@
 """The probe sets, as text: `probes.json` has them. A probe is a prompt whose last token's hidden state is read.
 
 `generic` are the five instruction templates of the Delta Activations paper (Xu et al. 2025, arXiv 2509.04442), which
-ask for nothing in particular; the other sets ask for something of one domain. Tokens are unknown here.
+ask for nothing in particular; `math`, `code` and `commonsense` ask for something of one domain. `answers` are the demo
+base's own answers to all of these as they grow (`uses.write_answers`), for training targets. Tokens are unknown here.
 """
 
 import json
@@ -11,7 +12,9 @@ from pathlib import Path
 from .errors import InputError
 
 _SETS: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-PROBE_TYPES = (*_SETS, "mixed")
+_DOMAINS = ("math", "code", "commonsense")
+SHORT_TYPES = ("generic", *_DOMAINS, "mixed")  # of few probes: what 05_evidence compares
+PROBE_TYPES = (*SHORT_TYPES, "answers")
 
 
 def create_generic_probes() -> list[str]:
@@ -21,8 +24,8 @@ def create_generic_probes() -> list[str]:
 
 def create_domain_probes(domain: str) -> list[str]:
     """The five probes of "math", "code" or "commonsense". Raises ValueError (InputError) for another domain."""
-    if domain == "generic" or domain not in _SETS:
-        raise InputError(f"unknown probe domain {domain!r}; known are {', '.join([*_SETS][1:])}")
+    if domain not in _DOMAINS:
+        raise InputError(f"unknown probe domain {domain!r}; known are {', '.join(_DOMAINS)}")
     return list(_SETS[domain])
 
 

@@ -13,7 +13,7 @@ from test_geometry import delta_set
 from llgbm_nb import compute_deltas, create_probes
 from llgbm_nb.analysis.silhouettes import silhouette
 from llgbm_nb.evidence import layer_choice
-from llgbm_nb.probes import PROBE_TYPES
+from llgbm_nb.probes import SHORT_TYPES
 
 DOMAINS = ["a", "b", "c"] * 5
 
@@ -196,7 +196,7 @@ def test_probe_sets_of_a_run(zoo, base, tmp_path):
     (save_adapter(tmp_path / "zoo/one/broken", base) / "adapter_model.safetensors").write_bytes(b"cut")
     run = compute_deltas(tmp_path / "zoo", PROBES, probe_type="mine", cache_dir=tmp_path / "deltas")
     sets = layer_choice.probe_set_deltas(run)
-    assert list(sets) == ["mine", *PROBE_TYPES]
+    assert list(sets) == ["mine", *SHORT_TYPES]
     assert {each.names for each in sets.values()} == {run.delta_set.names} and len(run.delta_set) == 5
     for name, each in sets.items():
         probes = PROBES if name == "mine" else create_probes(name)
@@ -213,7 +213,7 @@ def test_probe_sets_are_measured_with_the_runs_own_settings(zoo, tmp_path):
     sets = layer_choice.probe_set_deltas(run, 2)
     assert {each.layer_numbers for each in sets.values()} == {(1, 3)}
     configs = [json.loads(file.read_text())["config"] for file in tmp_path.glob("*/manifest.json")]
-    assert {config["probe_type"] for config in configs} == {"mine", *PROBE_TYPES} - {"mixed"}
+    assert {config["probe_type"] for config in configs} == {"mine", *SHORT_TYPES} - {"mixed"}
     assert {config["dtype"] for config in configs} == {"bfloat16"}
 
 
@@ -230,7 +230,7 @@ def test_a_run_is_cut_to_a_sample_only_if_it_is_larger(zoo, tmp_path):
 def test_own_probes_called_like_a_shipped_set_are_told_apart(zoo, tmp_path):
     run = compute_deltas(zoo, PROBES, probe_type="generic", max_length=50, cache_dir=tmp_path)
     sets = layer_choice.probe_set_deltas(run, 2)
-    assert list(sets) == ["generic (own)", *PROBE_TYPES]
+    assert list(sets) == ["generic (own)", *SHORT_TYPES]
     assert sets["generic"].probes == tuple(create_probes()) and sets["generic (own)"].probes == tuple(PROBES)
 
 

@@ -7,8 +7,10 @@ from conftest import PROBES, save_adapter, save_base
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from llgbm_nb import InputError, compute_deltas
-from llgbm_nb.forward import BaseModel, LiveDeltas, load_base, tokenize
+from llgbm_nb import InputError, compute_deltas, create_probes
+from llgbm_nb.collection import find_adapters
+from llgbm_nb.files import ROOT
+from llgbm_nb.forward import DEMO_BASE, BaseModel, LiveDeltas, load_base, tokenize
 
 LAYERS = [0, 1, 2, 3]
 KINDS = {
@@ -42,12 +44,12 @@ def loss_of(states: torch.Tensor) -> torch.Tensor:
     return (states.square() * weights.cos()).sum() + (states * weights).sum()
 
 
-def with_peft(base, folder, tensors) -> dict[str, torch.Tensor]:
+def with_peft(base, folder, tensors, probes=PROBES) -> dict[str, torch.Tensor]:
     """The gradients of the same loss of one adapter, from PEFT, probe by probe."""
     model = load_base(str(base))
-    before = [hidden_of(model.model, model.tokenizer, text) for text in PROBES]
+    before = [hidden_of(model.model, model.tokenizer, text) for text in probes]
     adapted = PeftModel.from_pretrained(model.model, folder, is_trainable=True).eval()
-    states = torch.stack([hidden_of(adapted, model.tokenizer, text) for text in PROBES]) - torch.stack(before)
+    states = torch.stack([hidden_of(adapted, model.tokenizer, text) for text in probes]) - torch.stack(before)
     loss_of(states).backward()
     own = {name.replace(".default", ""): p.grad for name, p in adapted.named_parameters() if p.requires_grad}
     return {name: own[name] for name in tensors}
@@ -98,6 +100,23 @@ def test_gradients_of_different_ranks_and_modules_in_one_pass_are_those_of_peft(
         expected = with_peft(base, tmp_path / "zoo" / name, tensors)
         for key, tensor in tensors.items():
             assert (tensor.grad - expected[key]).norm() <= 1e-4 * expected[key].norm(), key
+
+
+def test_gradients_on_the_demo_base_are_those_of_peft():
+    """Of two shipped teachers, on two short probes and on an answer as it grows."""
+    loaded, chosen = load_base(DEMO_BASE), {"commonsense-4", "code-3"}  # r4 on q and v; r4 on all layers
+    probes = create_probes("math")[2:4] + create_probes("answers")[-4:]
+    live = LiveDeltas(loaded, tokenize(loaded.tokenizer, probes), list(range(31)))
+    teachers = [each for each in find_adapters(ROOT / "data/teacher_checkpoints") if each.name in chosen]
+    found = [{key: tensor.float().requires_grad_() for key, tensor in each.read_tensors().items()} for each in teachers]
+    assert len(found) == 2 and live.batches == [range(6)]
+    sum(loss_of(each) for each in live([live.lora(tensors, 2.0) for tensors in found])).backward()
+    for adapter, tensors in zip(teachers, found, strict=True):
+        expected = with_peft(DEMO_BASE, adapter.path, tensors, probes)
+        ours, theirs = (torch.cat([each[key].flatten() for key in tensors]) for each in (
+            {key: tensor.grad for key, tensor in tensors.items()}, expected
+        ))  # fmt: skip
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
 @pytest.mark.parametrize("layers", [LAYERS, [2]])

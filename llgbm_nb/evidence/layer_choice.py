@@ -18,7 +18,7 @@ from ..analysis.silhouettes import silhouette, silhouette_by_layer, silhouette_s
 from ..collection.adapters import UNKNOWN
 from ..delta_set import DeltaSet
 from ..deltas import DeltaRun, compute_deltas
-from ..probes import PROBE_TYPES, create_probes
+from ..probes import PROBE_TYPES, SHORT_TYPES, create_probes
 
 NOTHING = "No adapter with a domain was looked at."
 TOO_FEW = "A choice can be checked with two domains of at least two adapters each."
@@ -54,7 +54,7 @@ def sampled(run: DeltaRun, most: int) -> DeltaRun:
 
 
 def probe_set_deltas(run: DeltaRun, most: int = 60) -> dict[str, DeltaSet]:
-    """Deltas of `most` of the run's adapters for every probe set, the run's own first: {probe set: DeltaSet}.
+    """Deltas of `most` of the run's adapters for every short probe set, the run's own first: {probe set: DeltaSet}.
 
     What is not cached is measured, with the run's settings; "mixed" is joined from its parts. Adapters that fail for
     one set are left out of all.
@@ -64,7 +64,7 @@ def probe_set_deltas(run: DeltaRun, most: int = 60) -> dict[str, DeltaSet]:
     if own in PROBE_TYPES and list(found.probes) != create_probes(own):
         own += " (own)"  # a file of one's own that is called like a shipped set
     sets = {own: found}
-    for name in [each for each in PROBE_TYPES if each not in (own, "mixed") and len(found)]:
+    for name in [each for each in SHORT_TYPES if each not in (own, "mixed") and len(found)]:
         changed = replace(settings, probe_type=name, max_length=max(256, settings.max_length))
         sets[name] = compute_deltas(found.adapters, create_probes(name), changed).delta_set
     common = set.intersection(*(set(each.paths) for each in sets.values()))

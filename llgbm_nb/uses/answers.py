@@ -14,8 +14,10 @@ from .finetune import prompt_of
 TOP_P = 0.95
 
 
-def write_answers(base: BaseModel, questions: list[str], tokens: int = 40, every: int = 5, seed: int = 0) -> list[str]:
-    """Probes for a `probe_file`: each question with the base's answer so far, after every few of its first tokens.
+def write_answers(
+    base: BaseModel, questions: list[str], answers: int = 2, tokens: int = 40, every: int = 4, seed: int = 0
+) -> list[str]:  # fmt: skip
+    """Probes for a `probe_file`: each question with an answer of the base so far, after every few of its first tokens.
 
     Answers are sampled at temperature 1 from the likeliest tokens of together TOP_P. A place where the text would be
     split otherwise than it was written is left out.
@@ -26,11 +28,12 @@ def write_answers(base: BaseModel, questions: list[str], tokens: int = 40, every
         for question in questions:
             head = _without_bos(tokenizer, prompt_of(tokenizer, {"prompt": question.strip()}))
             ids = tokenizer(head)["input_ids"]
-            whole = _sample(base, ids, tokens)
-            for end in range(len(ids), len(whole) + 1, every):
-                text = head + tokenizer.decode(whole[len(ids) : end])
-                if tokenizer(text)["input_ids"] == whole[:end]:
-                    probes.append(text)
+            for _ in range(answers):
+                whole = _sample(base, ids, tokens)
+                for end in range(len(ids), len(whole) + 1, every):
+                    text = head + tokenizer.decode(whole[len(ids) : end])
+                    if tokenizer(text)["input_ids"] == whole[:end]:
+                        probes.append(text)
     return list(dict.fromkeys(probes))
 
 
