@@ -8,10 +8,13 @@ import torch
 from conftest import PROBES
 
 from llgbm_nb import InputError, compute_deltas, load_targets
+from llgbm_nb.collection import find_adapters
 from llgbm_nb.collection.adapters import Adapter
+from llgbm_nb.files import ROOT
 from llgbm_nb.forward import load_base
 from llgbm_nb.report.export import export_for_training
 from llgbm_nb.uses import students
+from llgbm_nb.uses.finetune import find_data_files
 
 
 @pytest.fixture
@@ -105,6 +108,12 @@ def test_what_is_recovered_is_a_share_of_the_teachers_gain(base, files, tmp_path
     (tmp_path / "zoo").mkdir()
     (tmp_path / "zoo/prompts.json").write_text(json.dumps({"prompts": [f"two {n}" for n in range(7)]}))
     assert pool.parts(adapter)[0].sum() == 3  # what it was trained on does not count
+
+
+def test_every_shipped_teacher_has_text_that_it_has_not_seen(base):
+    pool = students.HeldOut(load_base(str(base)), find_data_files(ROOT / "data/prompts"), 6)
+    teachers = find_adapters(ROOT / "data/teacher_checkpoints")
+    assert len(teachers) == 15 and all(pool.parts(teacher)[0].sum() >= 3 for teacher in teachers)
 
 
 def test_a_table_of_teachers_and_kinds(run, base, files, tmp_path):

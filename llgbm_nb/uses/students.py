@@ -134,7 +134,8 @@ class HeldOut:
         self._base, self._pairs, self._domains = base, [], []
         for file in files:
             every = read_pairs(file)
-            chosen = random.Random(seed).sample(every, min(pairs, len(every)))
+            # Not the numbers by which `train_teachers` cuts splits: all pairs would be of the last one.
+            chosen = random.Random(f"held out {seed}").sample(every, min(pairs, len(every)))
             self._pairs += chosen
             self._domains += [file.stem] * len(chosen)
         self._encoded = [encode(base.tokenizer, pair, MAX_TOKENS) for pair in self._pairs]
