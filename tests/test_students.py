@@ -111,9 +111,9 @@ def test_what_is_recovered_is_a_share_of_the_teachers_gain(base, files, tmp_path
 
 
 def test_every_shipped_teacher_has_text_that_it_has_not_seen(base):
-    pool = students.HeldOut(load_base(str(base)), find_data_files(ROOT / "data/prompts"), 6)
+    pool = students.HeldOut(load_base(str(base)), find_data_files(ROOT / "data/prompts"), 12)
     teachers = find_adapters(ROOT / "data/teacher_checkpoints")
-    assert len(teachers) == 15 and all(pool.parts(teacher)[0].sum() >= 3 for teacher in teachers)
+    assert len(teachers) == 15 and all(pool.parts(teacher)[0].sum() >= 6 for teacher in teachers)
 
 
 def test_a_table_of_teachers_and_kinds(run, base, files, tmp_path):
