@@ -239,7 +239,8 @@ class StackedRoute:
         if self._low:
             self._record(self.packs[:1])
             per_token = self.twin.record_bytes / self.packs[0].tokens
-            self._chunks = in_parts(self.packs, attrgetter("tokens"), RECORD_BYTES / max(1, per_token))
+            parts = in_parts(self.packs, attrgetter("tokens"), RECORD_BYTES / max(1, per_token))
+            self._chunks = [[pack] for pack in self.packs] if self._gradients else parts  # a step takes any one of them
             kept = per_token * sum(pack.tokens for pack in self.packs) / 2**20
         for chunk in self._chunks:
             self._record(chunk)
