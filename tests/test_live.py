@@ -77,7 +77,7 @@ def test_probes_that_grow_share_a_pass_and_have_the_numbers_of_peft(base, tmp_pa
     texts = ["A probe", "A probe that", "A probe that grows.", "Another", "Another one"]
     ids = tokenize(loaded.tokenizer, texts)
     live = LiveDeltas(loaded, ids, LAYERS)
-    assert live.batches == [range(5)] and live.tokens < sum(map(len, ids))
+    assert live.batches == [range(5)] and live._route.packs[0].tokens < sum(map(len, ids))
     states = live([live.lora(*each) for each in found.values()]).detach().numpy()
     run = compute_deltas(tmp_path / "zoo", texts, cache_dir=tmp_path / "deltas")
     kept = dict(zip(run.delta_set.names, map(np.asarray, run.delta_set.differences), strict=True))

@@ -5,7 +5,7 @@ from conftest import ARCHITECTURES, save_base
 
 from llgbm_nb.forward.base import load_base
 from llgbm_nb.forward.packing import blocks_of, pack_probes, packed_states
-from llgbm_nb.forward.states import last_token_states, tokenize
+from llgbm_nb.forward.states import last_token_states, one_by_one_states, tokenize
 
 
 def test_the_layout_of_a_row():
@@ -52,6 +52,9 @@ def test_a_row_of_probes_equals_transformers_own_padded_pass(tmp_path, architect
     if growing:
         ids = [probe[:end] for probe in ids for end in range(1, len(probe) + 1, 3)]
     expected = last_token_states(base.model, ids, base.device)
+    if growing:  # which share a row there, too
+        alone = one_by_one_states(base.model, ids, base.device)
+        np.testing.assert_allclose(expected, alone, rtol=1e-4, atol=2e-5)
     for layers in ([0, 1, 2, 3], [3], [0, 2]):
         for limit in (512, 21):
             packs = pack_probes(ids, limit=limit, multiple=16 if len(layers) == 1 else 1)

@@ -3,8 +3,8 @@
     A, B of each student -> one pass of all students for each pack of probes -> (students, probes, layers, hidden)
 
 The passes are the stacked route's, by difference propagation in the base's float32 (or float64). Its records are made
-once, without gradients, so nothing that is trained touches the base, and the numbers are those that the cache holds of
-such an adapter. Targets and losses are unknown here.
+without gradients, those of one pack at a time, so nothing that is trained touches the base, and the numbers are those
+that the cache holds of such an adapter. Targets and losses are unknown here.
 """
 
 import contextlib
@@ -78,11 +78,6 @@ class LiveDeltas:
         """The numbers of the probes that share a pass."""
         ends = np.cumsum([len(pack.last) for pack in self._route.packs]).tolist()
         return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-    @property
-    def tokens(self) -> int:
-        """Of all passes together, for each student."""
-        return sum(pack.tokens for pack in self._route.packs)
 
     def _pass(self, pack: Pack, loras: list[Lora]) -> torch.Tensor:
         twin, route = self._route.twin, self._route

@@ -68,13 +68,19 @@ def pack_probes(
     Unless `limit` is 0, probes that go on from the one before `share` its tokens. Rows are padded to a `multiple` of
     tokens, with the last one: what follows a token does not reach it.
     """
-    texts = []  # lists of probes, each of which begins with the one before
+    texts = growing(token_ids) if share and limit else [[ids] for ids in token_ids]
+    return [_pack(group, device, multiple) for group in in_parts(texts, lambda probes: len(probes[-1]), limit)]
+
+
+def growing(token_ids: list[list[int]]) -> list[list[list[int]]]:
+    """The probes in their order, as lists of those that go on from the one before."""
+    texts: list[list[list[int]]] = []
     for ids in token_ids:
-        if share and limit and texts and len(before := texts[-1][-1]) < len(ids) and ids[: len(before)] == before:
+        if texts and len(before := texts[-1][-1]) < len(ids) and ids[: len(before)] == before:
             texts[-1].append(ids)
         else:
             texts.append([ids])
-    return [_pack(group, device, multiple) for group in in_parts(texts, lambda probes: len(probes[-1]), limit)]
+    return texts
 
 
 def keeps_state(body: nn.Module) -> bool:

@@ -239,8 +239,8 @@ class StackedRoute:
         if self._low:
             self._record(self.packs[:1])
             per_token = self.twin.record_bytes / self.packs[0].tokens
-            parts = in_parts(self.packs, attrgetter("tokens"), RECORD_BYTES / max(1, per_token))
-            self._chunks = [[pack] for pack in self.packs] if self._gradients else parts  # a step takes any one of them
+            limit = 0 if self._gradients else RECORD_BYTES / max(1, per_token)  # a training step takes any one pack
+            self._chunks = in_parts(self.packs, attrgetter("tokens"), limit)
             kept = per_token * sum(pack.tokens for pack in self.packs) / 2**20
         for chunk in self._chunks:
             self._record(chunk)

@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import InputError, first_sentence
 from .base import BaseModel, body_of
 from .memory import out_of_memory
+from .packing import growing
 
 SAME, SAME_IN_HALF = 3e-5, 0.05  # parts of a hidden state's norm by which rounding moves it between batch shapes
-BATCH_PROBES = 16  # probes in one forward pass; more of them go in passes of this size
+BATCH_PROBES = 16  # texts in one forward pass; more of them go in passes of this size
 
 
 def tokenize(tokenizer, probes: list[str], max_length: int = 256) -> list[list[int]]:
@@ -39,9 +40,9 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     """a(M) for tokenized probes: float32 (probes, layers + 1, hidden).
 
     `model` is a transformers causal LM, adapted in place or not. Its body runs without the LM head, on BATCH_PROBES
-    probes at a time, padded on the right: under a causal mask, what follows a token cannot reach it. Where it can, as
-    the shortest probe shows, or where such a pass fails, probes go one by one. Raises InputError naming probe and layer
-    if a state is not finite, and if the model cannot be run.
+    texts at a time (probes that grow are one), padded on the right: under a causal mask, what follows a token cannot
+    reach it. Where it can, as the shortest probe shows, or where such a pass fails, probes go one by one. Raises
+    InputError naming probe and layer if a state is not finite, and if the model cannot be run.
     """
     together = False
     try:
@@ -64,16 +65,17 @@ def last_token_states(model, token_ids: list[list[int]], device) -> np.ndarray:
 @torch.inference_mode()
 def _padded_states(model, token_ids: list[list[int]], device) -> np.ndarray:
     """The same, in batches, whether padding is seen or not."""
-    body, states = body_of(model), []
-    for start in range(0, len(token_ids), BATCH_PROBES):
-        group = token_ids[start : start + BATCH_PROBES]
-        lengths = torch.tensor([len(tokens) for tokens in group])
-        ids = pad_sequence([torch.tensor(tokens) for tokens in group], batch_first=True)
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (probes, tokens)
+    body, states, texts = body_of(model), [], growing(token_ids)
+    for start in range(0, len(texts), BATCH_PROBES):
+        group = texts[start : start + BATCH_PROBES]
+        lengths = torch.tensor([len(probes[-1]) for probes in group])
+        ids = pad_sequence([torch.tensor(probes[-1]) for probes in group], batch_first=True)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (texts, tokens)
         inputs = dict(input_ids=ids.to(device), attention_mask=mask.long().to(device))
         out = body(**inputs, output_hidden_states=True, use_cache=False)
         check_shapes(out.hidden_states, ids.shape)
-        rows, last = torch.arange(len(group), device=device), (lengths - 1).to(device)
+        rows = torch.tensor([row for row, probes in enumerate(group) for _ in probes], device=device)
+        last = torch.tensor([len(probe) - 1 for probes in group for probe in probes], device=device)
         states.append(torch.stack([h[rows, last] for h in out.hidden_states], dim=1).float().cpu())
     return torch.cat(states).numpy()
 

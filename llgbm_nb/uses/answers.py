@@ -1,6 +1,6 @@
 """Probes that the base writes itself: its answers to questions, read as they grow.
 
-    question, in the chat template -> the base's answer t1 t2 t3 … -> a probe that ends behind t5, one behind t10, …
+    question, in the chat template -> the base's answer t1 t2 t3 … -> a probe that ends behind t4, one behind t8, …
 
 What a fine-tuned adapter changes, it changes while it answers. Short prompts are read where an answer begins; these are
 read all along, and as each goes on from the one before, all of an answer share its one pass.

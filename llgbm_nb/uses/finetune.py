@@ -49,9 +49,8 @@ def find_data_files(data: str | Path) -> list[Path]:
 
 def encode(tokenizer, pair: dict, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one pair, cut to `max_tokens`; prompt tokens have the label -100 (no loss)."""
-    head = tokenizer(prompt_of(tokenizer, pair), add_special_tokens=not tokenizer.chat_template)["input_ids"][
-        : max_tokens - 1
-    ]
+    prompt, adds = prompt_of(tokenizer, pair), not tokenizer.chat_template
+    head = tokenizer(prompt, add_special_tokens=adds)["input_ids"][: max_tokens - 1]
     tail = tokenizer(pair["response"] + (tokenizer.eos_token or ""), add_special_tokens=False)["input_ids"]
     return (head + tail)[:max_tokens], ([-100] * len(head) + tail)[:max_tokens]
 
