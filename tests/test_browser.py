@@ -247,12 +247,15 @@ def test_the_explorer_fits_its_window(page):
     wide = "figure._fullLayout.yaxis.domain[0] === 0"
     for width, height, beside in ((1440, 900, True), (1024, 768, False), (1800, 1000, True)):
         page.set_viewport_size({"width": width, "height": height})
-        page.wait_for_function(
-            f"""() => {{
+        page.wait_for_function(  # JupyterLab hands a new size on a little later
+            f"""beside => {{
                 const figure = document.querySelector('{PLOT}'), inside = document.querySelector('.llgbm-explorer');
+                const nearest = document.querySelector('.llgbm-nearest').getBoundingClientRect().left;
                 return figure._fullLayout.width === figure.clientWidth && figure.clientWidth <= inside.clientWidth
-                    && ({wide}) === (figure.clientWidth >= 740);
-            }}"""
+                    && ({wide}) === (figure.clientWidth >= 740)
+                    && (nearest >= figure.getBoundingClientRect().right - 1) === beside;
+            }}""",
+            arg=beside,
         )
         page.evaluate("() => document.querySelector('.llgbm-explorer').scrollIntoView()")
         box, plot = (page.locator(part).bounding_box() for part in (".llgbm-nearest", PLOT))
