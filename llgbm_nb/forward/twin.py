@@ -29,6 +29,8 @@ from .experts import Matrix, StackedMatrices, Unstackable, holds_matrices
 from .lora import Lora, embed_scale, kind_of
 from .packing import Pack, fine
 
+LAID_OUT = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()  # for oneDNN, on a CPU
+
 
 class Twin:
     """A second module tree around the parameters of `body`, ready for several adapters at once.
@@ -201,7 +203,7 @@ class StackedLinear(nn.Module):
         self.weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T  # (out, in)
         self.bias = linear.bias
         if stack.gradients:
-            self.product = product_with_gradients(self.weight.to(stack.low))
+            self.product = product_with_gradients(self.weight, stack.low)
         else:
             self.product = product(self.weight.to(stack.low)) if stack.low else product(self.weight, self.bias)
 
@@ -283,15 +285,17 @@ class StackedEmbedding(nn.Module):
         return x.to(low)
 
 
-def product_with_gradients(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function x -> x W^T, to be differentiated with respect to x.
+def product_with_gradients(weight: torch.Tensor, low: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function x -> x W^T, to be differentiated with respect to x; products in `low`.
 
     On the CPU a W in half precision is laid out for both directions. One in float32 is not: that would be two more
-    copies of the base, for 3 % of a step of eight students.
+    copies of the base, for 3 % of a step of eight students. A processor without such products takes W as it is.
     """
-    if weight.device.type != "cpu" or weight.dtype in (torch.float32, torch.float64):
-        return partial(F.linear, weight=weight)
-    there, back = product(weight), product(weight.T)
+    if weight.device.type != "cpu" or low in (torch.float32, torch.float64):
+        return partial(F.linear, weight=weight.to(low))
+    if low not in LAID_OUT or _laid_out(weight[:1].to(low)) is None:
+        return lambda x: F.linear(x.to(weight.dtype), weight)
+    there, back = product(weight.to(low)), product(weight.T.to(low))
     return lambda x: _Product.apply(x, there, back)
 
 
@@ -310,14 +314,9 @@ class _Product(torch.autograd.Function):
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function x -> x W^T + b. On the CPU W is laid out once for oneDNN, which saves doing so at every call."""
-    dtypes = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
-    if weight.device.type != "cpu" or weight.dtype not in dtypes:
+    if weight.device.type != "cpu" or weight.dtype not in LAID_OUT:
         return partial(F.linear, weight=weight, bias=bias)
-    try:
-        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
-    except RuntimeError:  # a processor without bfloat16 products: the same operands, multiplied in float32
-        if weight.dtype == torch.float32:
-            raise
+    if (laid_out := _laid_out(weight)) is None:  # the same operands, multiplied in float32
         finer = product(weight.float(), None if bias is None else bias.float())
 
         def in_float32(x: torch.Tensor) -> torch.Tensor:
@@ -329,3 +328,13 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
 
     return by_onednn
+
+
+def _laid_out(weight: torch.Tensor) -> torch.Tensor | None:
+    """W as oneDNN multiplies by it; None in half precision if the processor has no such products."""
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 128)
+    except RuntimeError:
+        if weight.dtype == torch.float32:
+            raise
+        return None
