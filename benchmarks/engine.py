@@ -45,9 +45,9 @@ from llgbm_nb.forward.demo_base import DEMO_BASE
 from llgbm_nb.forward.engine import Engine
 from llgbm_nb.forward.lora import LoraReader
 from llgbm_nb.forward.peft_route import read_config
+from llgbm_nb.forward.products import product
 from llgbm_nb.forward.stacked_route import STACKED, TOKENS_AT_ONCE
 from llgbm_nb.forward.states import last_token_states, tokenize
-from llgbm_nb.forward.twin import product
 from llgbm_nb.progress_bar import quiet_transformers
 from llgbm_nb.settings import Settings
 

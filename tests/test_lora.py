@@ -11,8 +11,9 @@ from llgbm_nb.forward.base import load_base
 from llgbm_nb.forward.engine import Engine
 from llgbm_nb.forward.lora import Lora, LoraReader, is_plain
 from llgbm_nb.forward.peft_route import read_config
+from llgbm_nb.forward.products import product, product_with_gradients
 from llgbm_nb.forward.stacked_route import STACKED
-from llgbm_nb.forward.twin import StackedLinear, Twin, bucket, product
+from llgbm_nb.forward.twin import StackedLinear, Twin, bucket
 from llgbm_nb.settings import Settings
 
 DTYPES = {None: "bfloat16-plain", torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the differences
@@ -199,3 +200,27 @@ def test_a_processor_without_bfloat16_products_multiplies_the_same_operands_in_f
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         product(weight)
+
+
+@pytest.mark.parametrize("low", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("supported", [True, False])
+def test_products_with_gradients_are_those_of_the_matrix_and_in_float32_copy_nothing(low, supported, monkeypatch):
+    real, copies = torch.ops.mkldnn._reorder_linear_weight, []
+
+    def reorder(weight, rows):
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw")
+        copies.append(weight)
+        return real(weight, rows)
+
+    if not supported:
+        monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", reorder)
+    torch.manual_seed(0)
+    weight, x = torch.randn(24, 64), torch.randn(3, 64, requires_grad=True)
+    y = product_with_gradients(weight, low)(x.to(low))
+    [gradient] = torch.autograd.grad(y.float().square().sum(), x)
+    expected = x.detach() @ weight.T
+    near = dict(rtol=1e-5, atol=1e-4) if low == torch.float32 else dict(rtol=0.05, atol=0.05 * expected.norm().item())
+    torch.testing.assert_close(y.float(), expected, **near)
+    torch.testing.assert_close(gradient, 2 * expected @ weight, **near | {"atol": near["atol"] * 10})
+    assert not copies

@@ -86,13 +86,13 @@ def test_no_private_name_of_a_library_is_used_that_the_page_does_not_list():
 # -- torch -------------------------------------------------------------------------------------------------------------
 
 
-@uses("torch.ops.mkldnn._reorder_linear_weight", "torch", "forward/twin.py")
+@uses("torch.ops.mkldnn._reorder_linear_weight", "torch", "forward/products.py")
 def test_a_weight_can_be_laid_out_for_onednn():
     laid_out = torch.ops.mkldnn._reorder_linear_weight(torch.eye(4), 128)
     assert laid_out.shape == (4, 4)
 
 
-@uses("torch.ops.mkldnn._linear_pointwise", "torch", "forward/twin.py")
+@uses("torch.ops.mkldnn._linear_pointwise", "torch", "forward/products.py")
 def test_onednns_product_is_the_linear_layers():
     random = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=random) for shape in ((3, 4), (4, 4), (4,)))
