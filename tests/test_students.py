@@ -89,22 +89,22 @@ def files(tmp_path):
 
 def test_losses_of_all_kinds_of_adapters_are_those_of_peft(run, base, files):
     pool = students.HeldOut(load_base(str(base)), files, 3)
-    losses = pool.of_adapters(run.delta_set.adapters)
+    losses = pool.losses(run.delta_set.adapters)
     assert losses.shape == (len(run.delta_set), 9)
     for adapter, ours in zip(run.delta_set.adapters, losses, strict=True):
-        np.testing.assert_allclose(ours, pool._by_peft(adapter), rtol=1e-4)
+        np.testing.assert_allclose(ours, pool.losses.by_peft(adapter), rtol=1e-4)
 
 
 def test_what_is_recovered_is_a_share_of_the_teachers_gain(base, files, tmp_path):
     pool, adapter = students.HeldOut(load_base(str(base)), files, 10), Adapter(str(tmp_path / "zoo"), "a", "two")
     own, other = pool.parts(adapter)
     assert own.sum() == 10 and other.sum() == 20 and not (own & other).any()
-    teacher = pool.bare - np.where(own, 2, 1)
-    student = pool.bare - np.where(own, 1, -1)
+    teacher = pool.losses.bare - np.where(own, 2, 1)
+    student = pool.losses.bare - np.where(own, 1, -1)
     *back, means = pool.recovered(adapter, teacher, student)
     assert back == pytest.approx([0.5, -1])
-    assert means == pytest.approx([losses[own].mean() for losses in (pool.bare, teacher, student)])
-    assert np.isnan(students.recovered(pool.bare, pool.bare + 1, student))
+    assert means == pytest.approx([losses[own].mean() for losses in (pool.losses.bare, teacher, student)])
+    assert np.isnan(students.recovered(pool.losses.bare, pool.losses.bare + 1, student))
     (tmp_path / "zoo").mkdir()
     (tmp_path / "zoo/prompts.json").write_text(json.dumps({"prompts": [f"two {n}" for n in range(7)]}))
     assert pool.parts(adapter)[0].sum() == 3  # what it was trained on does not count

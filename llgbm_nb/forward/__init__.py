@@ -14,5 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "head": ["Head", "read_head"],
     "live": ["LiveDeltas"],
     "losses": ["ResponseLosses"],
+    "first_order": ["LossGradient"],
     "peft_route": ["applied"],
 })  # fmt: skip

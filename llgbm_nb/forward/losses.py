@@ -5,17 +5,21 @@
 The LM head sees the rows alone that predict a response's token. Where texts come from is unknown here.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from ..collection.adapters import Adapter
 from ..errors import InputError
 from .base import BaseModel
 from .head import read_head
-from .lora import Lora
+from .lora import Lora, LoraReader, body_prefix, is_plain
 from .memory import keep_freed_memory
 from .packing import PASS_TOKENS, Pack, keeps_state, pack_probes, packed_states
+from .peft_route import applied, read_config
 from .stacked_route import TOKENS_AT_ONCE, StackedRoute
 from .states import last_token_states
 
@@ -78,3 +82,39 @@ class ResponseLosses:
         ])  # fmt: skip
         sums = losses.new_zeros(copies, len(pack.last)).index_add_(1, number, losses)
         return sums / number.bincount(minlength=len(pack.last))
+
+
+class AdapterLosses:
+    """The loss of tokenized pairs, as `ResponseLosses` takes them, under adapters on disk."""
+
+    def __init__(self, base: BaseModel, pairs: list[tuple[list[int], list[int]]]):
+        self.of_loras = ResponseLosses(base, pairs)
+        self.bare = self.of_loras([Lora({})])[0].double().numpy()  # of the base: (pairs,)
+        self._base, self._pairs, self._read = base, pairs, LoraReader(base.model)
+
+    def __call__(self, adapters: Sequence[Adapter]) -> np.ndarray:
+        """float64 (adapters, pairs): plain LoRA together, others by PEFT, one at a time.
+
+        Raises InputError for an adapter that cannot be read or put on the base.
+        """
+        loras = [self.lora(adapter) for adapter in adapters]
+        together = iter(self.of_loras([lora for lora in loras if lora is not None]).double().numpy())
+        found = [self.by_peft(a) if lora is None else next(together) for a, lora in zip(adapters, loras, strict=True)]
+        return np.array(found).reshape(len(adapters), len(self._pairs))
+
+    def lora(self, adapter: Adapter) -> Lora | None:
+        """The adapter, read, if it is plain LoRA that leaves the LM head as it is."""
+        config = None if adapter.is_checkpoint else read_config(adapter)
+        if config is None or not is_plain(config) or config.ensure_weight_tying:
+            return None
+        tensors, body = adapter.read_tensors(), f"base_model.model.{body_prefix(self._base.model)}"
+        return self._read(config, tensors) if all(name.startswith(body) for name in tensors) else None
+
+    def by_peft(self, adapter: Adapter) -> np.ndarray:
+        """The same of one adapter, (pairs,), from PEFT and transformers alone."""
+        device, found = self._base.device, []
+        with applied(self._base.model, adapter) as wrapped, torch.no_grad():
+            for ids, labels in self._pairs:
+                ids, labels = (torch.tensor([each], device=device) for each in (ids, labels))
+                found.append(wrapped(input_ids=ids, labels=labels).loss.item())
+        return np.array(found)

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                    "query_deltas", "task_adapter"],
     "finetune": ["find_data_files", "read_pairs", "train_lora", "train_teachers"],
     "answers": ["write_answers"],
+    "task_search": ["search", "search_text"],
     "students": ["HeldOut", "pick_teachers", "try_students"],
     "figures": ["additivity_figure", "merge_figure", "query_figure", "students_figure", "students_text"],
 })  # fmt: skip

@@ -25,9 +25,7 @@ from ..collection.adapters import Adapter
 from ..delta_set import DeltaSet
 from ..errors import InputError
 from ..forward.base import BaseModel
-from ..forward.lora import Lora, LoraReader, is_plain
-from ..forward.losses import ResponseLosses
-from ..forward.peft_route import applied, read_config
+from ..forward.losses import AdapterLosses
 from ..targets import Targets, load_targets
 from .finetune import encode, read_pairs
 
@@ -106,7 +104,7 @@ def try_students(
     step.
     """
     adapters = {adapter.name: adapter for adapter in found.adapters}
-    losses = dict(zip(teachers, pool.of_adapters([adapters[name] for name in teachers]), strict=True))
+    losses = dict(zip(teachers, pool.losses([adapters[name] for name in teachers]), strict=True))
     usual, rows = load_targets(papers, base, layers=[-1]), []
     for kind in kinds:
         folder, probes = (papers, usual.probes) if kind == PAPERS else (rich, found.probes)
@@ -117,7 +115,7 @@ def try_students(
         seconds = fit_students(targets, students, SCALE, **how)["seconds"]
         with torch.no_grad():
             near = usual.fit(students, SCALE)
-            ours = pool.losses([usual.lora(student, SCALE) for student in students.values()]).double().numpy()
+            ours = pool.losses.of_loras([usual.lora(student, SCALE) for student in students.values()]).double().numpy()
         for i, name in enumerate(students):
             own, other, means = pool.recovered(adapters[name], losses[name], ours[i])
             rows.append((name, kind, own, other, near.cosines[i].item(), near.errors[i].item(), seconds[name], *means))
@@ -131,16 +129,14 @@ class HeldOut:
     """
 
     def __init__(self, base: BaseModel, files: Iterable[Path], pairs: int, seed: int = 0):
-        self._base, self._pairs, self._domains = base, [], []
+        self._pairs, self._domains = [], []
         for file in files:
             every = read_pairs(file)
             # Not the numbers by which `train_teachers` cuts splits: all pairs would be of the last one.
             chosen = random.Random(f"held out {seed}").sample(every, min(pairs, len(every)))
             self._pairs += chosen
             self._domains += [file.stem] * len(chosen)
-        self._encoded = [encode(base.tokenizer, pair, MAX_TOKENS) for pair in self._pairs]
-        self.losses = ResponseLosses(base, self._encoded)
-        self.bare = self.losses([Lora({})])[0].double().numpy()  # of the base: (pairs,)
+        self.losses = AdapterLosses(base, [encode(base.tokenizer, pair, MAX_TOKENS) for pair in self._pairs])
 
     def parts(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray]:
         """Masks of the pairs (pairs,): of the adapter's own domain, without those it was trained on; and of the others.
@@ -150,32 +146,13 @@ class HeldOut:
         seen, own = _prompts(adapter), np.array(self._domains) == adapter.domain
         return own & [pair["prompt"] not in seen for pair in self._pairs], ~own
 
-    def of_adapters(self, adapters: list[Adapter]) -> np.ndarray:
-        """The loss of every pair under each adapter, float64 (adapters, pairs): plain LoRA together, others by PEFT."""
-        read, found = LoraReader(self._base.model), {}
-        for adapter in adapters:
-            config = None if adapter.is_checkpoint else read_config(adapter)
-            lora = read(config, adapter.read_tensors()) if config is not None and is_plain(config) else None
-            found[adapter.path] = lora or self._by_peft(adapter)
-        if loras := {path: each for path, each in found.items() if isinstance(each, Lora)}:
-            found |= dict(zip(loras, self.losses([*loras.values()]).double().numpy(), strict=True))
-        return np.array([found[adapter.path] for adapter in adapters])
-
     def recovered(self, adapter: Adapter, teacher: np.ndarray, student: np.ndarray) -> tuple[float, float, list[float]]:
         """What a student brings back of its teacher's gain, in the own domain and in the others, from losses (pairs,);
         and the mean losses of base, teacher and student in the own domain.
         """
         own, other = self.parts(adapter)
-        back = [recovered(*(losses[part] for losses in (self.bare, teacher, student))) for part in (own, other)]
-        return *back, [losses[own].mean() if own.any() else np.nan for losses in (self.bare, teacher, student)]
-
-    def _by_peft(self, adapter: Adapter) -> np.ndarray:
-        device, found = self._base.device, []
-        with applied(self._base.model, adapter) as wrapped, torch.no_grad():
-            for ids, labels in self._encoded:
-                ids, labels = (torch.tensor([each], device=device) for each in (ids, labels))
-                found.append(wrapped(input_ids=ids, labels=labels).loss.item())
-        return np.array(found)
+        back = [recovered(*(losses[part] for losses in (self.losses.bare, teacher, student))) for part in (own, other)]
+        return *back, [losses[own].mean() if own.any() else np.nan for losses in (self.losses.bare, teacher, student)]
 
 
 def new_student(base: BaseModel, rank: int, modules: Sequence[str], seed: int = 0) -> dict[str, torch.Tensor]:
