@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import PROBES
+from conftest import PROBES, save_adapter
 from peft import PeftModel
 from scipy import stats
 
@@ -74,9 +74,12 @@ def test_an_adapter_that_is_lost_since_the_run_is_left_out(pool, tmp_path):
     [
         ([], "must have two examples"),
         (EXAMPLES[:1], "one has no interval"),
-        ([*EXAMPLES, {"question": "Why?", "answer": "So."}], 'example 7 needs the texts "prompt" and "response"'),
-        ([*EXAMPLES, {"prompt": "Why?", "response": " "}], "example 7 of the examples has no response"),
-        ([*EXAMPLES, {"prompt": "Why? " * 200, "response": "So."}], "example 7 of the examples is longer than 512"),
+        (
+            [*EXAMPLES, {"question": "Why?", "answer": "So."}],
+            'entry 7 of the examples needs the texts "prompt" and "response"',
+        ),
+        ([*EXAMPLES, {"prompt": "Why?", "response": " "}], "entry 7 of the examples has no response"),
+        ([*EXAMPLES, {"prompt": "Why? " * 200, "response": "So."}], "entry 7 of the examples is longer than 512"),
     ],
 )
 def test_bad_examples_get_one_sentence(run, examples, sentence):
@@ -113,8 +116,6 @@ def test_the_interval_is_students():
 
 
 def test_a_lora_on_the_lm_head_counts(base, tmp_path):
-    from conftest import save_adapter
-
     folder = save_adapter(tmp_path / "head", base, r=4, target_modules=["q_proj", "lm_head"])
     loaded = load_base(str(base))
     pairs = [encode(loaded.tokenizer, pair, 999) for pair in EXAMPLES]

@@ -30,10 +30,10 @@ class LiveDeltas:
     """The differences of LoRAs on `base` at tokenized probes (`tokenize`), at `layers` (numbers, ascending).
 
     `base_states` is a(B), float32 (probes, layers, hidden). With `checkpointing` a pass keeps the inputs of decoder
-    layers alone and computes the rest again on its way back: a third more time, and a fraction of the memory. `dtype`
-    is that of the products of differences, as in `Settings`: half precision is faster where the processor has it.
-    Probes of together at most `batch_tokens` tokens share a pass. Raises InputError for a base in half precision, and
-    for one whose passes several adapters cannot share.
+    layers alone and computes the rest again on its way back: a third to a half more time, a fraction of the memory.
+    `dtype` is that of the products of differences, as in `Settings`: half precision is faster where the processor has
+    it. Probes of together at most `batch_tokens` tokens share a pass. Raises InputError for a base in half precision,
+    and for one whose passes several adapters cannot share.
     """
 
     def __init__(

@@ -33,9 +33,14 @@ def read_pairs(path: str | Path) -> list[dict]:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(pairs, list) or not pairs:
         raise InputError(f'{path} is not a JSON list of {{"prompt", "response"}} objects')
+    return checked_pairs(pairs, path)
+
+
+def checked_pairs(pairs: list, where: str | Path) -> list[dict]:
+    """The pairs as they are. Raises InputError naming the entry of `where` that is none."""
     for number, pair in enumerate(pairs, start=1):
         if not isinstance(pair, dict) or not all(isinstance(pair.get(k), str) for k in ("prompt", "response")):
-            raise InputError(f'entry {number} of {path} needs the texts "prompt" and "response"')
+            raise InputError(f'entry {number} of {where} needs the texts "prompt" and "response"')
     return pairs
 
 

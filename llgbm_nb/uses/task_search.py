@@ -26,7 +26,7 @@ from ..forward.base import BaseModel, load_tokenizer
 from ..forward.base_files import base_fingerprint
 from ..forward.first_order import LossGradient, change_norm
 from ..forward.losses import AdapterLosses
-from .finetune import encode, read_pairs
+from .finetune import checked_pairs, encode, read_pairs
 from .nearest import fingerprints
 
 COLUMNS = ("adapter", "domain", "cosine", "loss", "gain", "low", "high")
@@ -105,21 +105,17 @@ def search_text(table: pd.DataFrame) -> str:
 
 def _encoded(tokenizer, examples: str | Path | Sequence[dict]) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels of the examples. Raises InputError for what cannot be searched with."""
-    if isinstance(examples, str | Path):
-        where, examples = shown(Path(examples)), read_pairs(examples)
-    else:
-        where = "the examples"
-        for number, pair in enumerate(examples, 1):
-            if not isinstance(pair, dict) or not all(isinstance(pair.get(key), str) for key in ("prompt", "response")):
-                raise InputError(f'example {number} needs the texts "prompt" and "response"')
+    is_file = isinstance(examples, str | Path)
+    where = shown(Path(examples)) if is_file else "the examples"
+    examples = read_pairs(examples) if is_file else checked_pairs([*examples], where)
     if len(examples) < 2:
         raise InputError(f"{where} must have two examples or more: one has no interval; twenty are usual")
     pairs = [encode(tokenizer, pair, MAX_TOKENS + 1) for pair in examples]
     for number, ((ids, _), pair) in enumerate(zip(pairs, examples, strict=True), 1):
         if not pair["response"].strip():
-            raise InputError(f"example {number} of {where} has no response; its loss is what is measured")
+            raise InputError(f"entry {number} of {where} has no response; its loss is what is measured")
         if len(ids) > MAX_TOKENS:
-            raise InputError(f"example {number} of {where} is longer than {MAX_TOKENS} tokens; shorten it")
+            raise InputError(f"entry {number} of {where} is longer than {MAX_TOKENS} tokens; shorten it")
     return pairs
 
 
