@@ -150,7 +150,7 @@ function showHeatmap(seen) {
     text: seen.heat.map((line, i) => line.map((cosine, j) => `${names(labels[i])}<br>${names(labels[j])}<br>cosine ${cosine}`)),
     hovertemplate: "%{text}<extra></extra>", colorbar: {thickness: 10, outlinewidth: 0, title: {text: "cosine", side: "right"}},
   }], look({
-    height: 460, margin: {l: few ? 16 + 6.2 * most(labels.map(text => short(text).length)) : 20, r: 10, t: 10, b: 30},
+    height: 460, margin: {l: few ? 16 + 7.2 * most(labels.map(text => short(text).length)) : 20, r: 10, t: 10, b: 30},
     xaxis: {showticklabels: false, ticks: "", showgrid: false, zeroline: false},
     yaxis: {ticks: "", showgrid: false, zeroline: false, autorange: "reversed", showticklabels: few, tickvals: [...labels.keys()],
             ticktext: labels.map(text => names(short(text)))},
