@@ -35,7 +35,7 @@ OPTIONS = $(if $(LLGBM_ZOO),--checkpoint-dir="$$LLGBM_ZOO") $(if $(LLGBM_BASE),-
 
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
-.PHONY: help setup report explore test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
+.PHONY: help setup report explore search test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
         bench-architectures bench-explorer bench-headless bench-scale bench-students lint clean
 
 help:  ## this list
@@ -58,6 +58,9 @@ report: $(READY)  ## run the notebooks headless and leave reports/<run>/ (index.
 
 explore: $(READY)  ## open the explorer alone in a browser; it takes what make report takes
 	$(BIN)/python -m llgbm_nb.report --explore $(OPTIONS)
+
+search: $(READY)  ## the adapters that lower the loss of some examples: make search ZOO=path/to/adapters QUERY=file
+	$(BIN)/python -m llgbm_nb.report --search $(OPTIONS)
 
 test: $(READY) lint  ## everything: unit tests, the demo base, papermill runs, and the committed notebooks with nbval
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) tests

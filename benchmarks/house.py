@@ -7,8 +7,8 @@ import ast
 import sys
 from pathlib import Path
 
-# 8,280 of the house, 520 of architectures and bases, 1,500 of report and explorer, 1,070 of targets, 320 of search
-LINES = 11_690
+# 8,280 of the house, 520 of architectures and bases, 1,500 of report and explorer, 1,070 of targets, 710 of search
+LINES = 12_080
 MODULE, CLASS, FUNCTION = 330, 250, 60  # lines of one
 LAMBDAS = 12  # in the package
 README_LINES, README_WORDS = 130, 1_000

@@ -14,6 +14,7 @@ from llgbm_nb.files import ROOT
 sys.path.append(str(ROOT / "benchmarks/search"))
 import embeddings
 import recipe
+import robustness
 import scores
 import tasks
 
@@ -78,6 +79,21 @@ def test_scores_of_embeddings():
     assert noise == [pytest.approx(0.0)] and scores.silhouettes(near, names)[0] > 0.1
 
 
+def test_what_a_delta_depends_on_shows_in_pairs_that_have_it_in_common():
+    """Made-up adapters whose delta is the task, and, in a second set, the rank."""
+    random, tasks = np.random.default_rng(0), [f"t{n // 4}" for n in range(40)]
+    ranks = [str(n % 2) for n in range(40)]
+    settings = pd.DataFrame({"rank": ranks, "seed": random.integers(0, 2, 40).astype(str)})
+    for labels, row in ((tasks, ("task", "all")), (ranks, ("rank", "two tasks"))):
+        centres = {label: random.normal(size=50) for label in {*labels}}
+        deltas = np.stack([centres[label] + 0.1 * random.normal(size=50) for label in labels])
+        deltas /= np.linalg.norm(deltas, axis=1, keepdims=True)
+        found = robustness.by_setting(deltas @ deltas.T, tasks, settings).set_index(["setting", "pairs of"])
+        assert found.loc[row, "low"] > 0.5
+        for other in (("seed", "one task"), ("seed", "two tasks")):
+            assert abs(found.loc[other, "difference"]) < 0.1
+
+
 def test_canonical_factors_are_the_same_change_and_the_same_however_it_was_factored():
     random = torch.Generator().manual_seed(0)
     a, b = torch.randn(4, 24, generator=random), torch.randn(40, 4, generator=random)
@@ -91,7 +107,7 @@ def test_canonical_factors_are_the_same_change_and_the_same_however_it_was_facto
 
 def test_the_smallest_form_from_end_to_end_and_again_from_what_is_kept(base, tmp_path):
     command = [sys.executable, ROOT / "benchmarks/search", tmp_path, "--base", base, "--only", "roman,to_json,polite"]
-    command += ["--adapters", "2", "--queries", "1", "--examples", "3"]
+    command += ["--adapters", "2", "--queries", "1", "--examples", "3", "--few", "1"]
     one = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=one)
     queries, every = (pd.read_csv(tmp_path / f"{name}.csv", index_col=0) for name in ("queries", "embeddings"))
@@ -100,6 +116,10 @@ def test_the_smallest_form_from_end_to_end_and_again_from_what_is_kept(base, tmp
     # Verified by loss, the best of six adapters is found whatever proposes them.
     assert set(queries["verified regret"]) == {"0.00 (0.00 to 0.00)"}
     assert queries.loc["loss on all examples", "regret"] == "0.00 (0.00 to 0.00)"
+    tables = {name: pd.read_csv(tmp_path / f"robustness-{name}.csv") for name in ("settings", "mixed", "full")}
+    assert len(tables["settings"]) == 2 * 6 + 1 and len(tables["mixed"]) == len(tables["full"]) == 1
+    assert 1 <= tables["mixed"]["rank of the sum"].item() <= tables["mixed"]["of"].item() == 3
+    assert 1 <= tables["full"]["rank of the first"].item() <= 5
     again = subprocess.run(command, check=True, capture_output=True, text=True, env=one).stdout
     assert "trained" not in again and "losses of" not in again and "gains for" not in again
     assert pd.read_csv(tmp_path / "queries.csv", index_col=0).equals(queries)

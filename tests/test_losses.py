@@ -48,6 +48,21 @@ def test_losses_are_those_of_peft_one_by_one(architecture, tmp_path):
     assert np.ptp(losses(loras * 3).numpy().reshape(3, len(loras), -1), axis=0).max() < 1e-5  # in more passes than one
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_differences_in_half_precision_give_nearly_the_same_losses(dtype, base, tmp_path):
+    loaded, loras = load_base(str(base)), []
+    encoded = [encode(loaded.tokenizer, pair, 256) for pair in PAIRS]
+    live = LiveDeltas(loaded, [ids for ids, _ in encoded], [1])
+    for seed in range(4):
+        folder = save_adapter(tmp_path / str(seed), base, seed=seed, **KINDS["all"][0])
+        loras.append(live.lora(load_file(folder / "adapter_model.safetensors"), 2.0))
+    fine, low = ResponseLosses(loaded, encoded), ResponseLosses(loaded, encoded, dtype)
+    bare, exact, near = fine([live.lora({})]), fine(loras), low(loras)
+    np.testing.assert_allclose(low([live.lora({})]), bare, rtol=1e-6)  # no difference, nothing to round
+    assert 0 < (near - exact).norm() < 0.02 * (exact - bare).norm()
+    assert near.mean(1).argsort().tolist() == exact.mean(1).argsort().tolist()
+
+
 def test_a_pair_without_a_response_is_refused(tmp_path):
     loaded = load_base(str(save_base(tmp_path / "base")))
     with pytest.raises(InputError, match="pair 2 has no response"):

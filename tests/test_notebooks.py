@@ -17,6 +17,7 @@ from headless import BIN, ENVIRONMENT, papermill, printed
 from llgbm_nb import analysis, compute_deltas, create_probes, uses
 from llgbm_nb.files import ROOT
 from llgbm_nb.report import run as report
+from llgbm_nb.uses.task_search import COLUMNS
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def executed(zoo, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("executed")
     for name in report.NOTEBOOKS:
         settings = dict(checkpoint_dir=zoo, output_dir=folder / "out", cache_dir=folder / "deltas")
-        settings |= dict(query_dir=folder / "queries", query=ROOT / "data/queries")
+        settings |= dict(query_dir=folder / "queries", query=ROOT / "data/queries", fine_tune=True, verify=2)
         done = papermill(f"notebooks/{name}.ipynb", folder / f"{name}.ipynb", **settings)
         assert done.returncode == 0, done.stderr
     return folder
@@ -49,8 +50,20 @@ def test_what_a_run_leaves_behind(executed):
     out = executed / "out"
     figures = {"probe_tokens", "base_norms", "probe_similarity", "norms", "tsne", "similarity", "silhouette"}
     figures |= {"similarity_by_domain"}
-    figures |= {"silhouette_by_layer", "trust", "chance", "signal", "probe_counts", "additivity", "queries", "merge"}
+    figures |= {
+        "silhouette_by_layer",
+        "trust",
+        "chance",
+        "signal",
+        "probe_counts",
+        "additivity",
+        "queries",
+        "task_queries",
+        "merge",
+    }
     assert {f.stem for f in out.glob("*.png")} == figures
+    answers = pd.read_csv(out / "search.csv")
+    assert list(answers) == ["query", "rank", *COLUMNS] and set(answers["query"].value_counts()) == {2}
     frame = pd.read_csv(out / "deltas.csv")
     assert frame.shape == (5, 5 + 32) and list(frame)[:6] == ["name", "domain", "kind", "path", "norm", "d0"]
     summary = json.loads((out / "summary.json").read_text())

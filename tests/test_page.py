@@ -26,6 +26,7 @@ from llgbm_nb.report.findings import write_groups, write_summary
 from llgbm_nb.report.run import NOTEBOOKS, strip_widgets, to_html
 from llgbm_nb.report.uses_section import Uses, add_uses
 from llgbm_nb.report.verdict import Findings, verdict
+from llgbm_nb.uses.task_search import COLUMNS
 
 SOUNDNESS = pd.DataFrame([("correct", "pass", "it is")], columns=["point", "result", "evidence"])
 
@@ -337,7 +338,7 @@ def test_of_very_many_values_the_most_frequent_have_colours():
 
 
 PAIRS = ["adapter", "other", "kind", "cosine", "single", "error", "reason"]
-QUERIES = ["query", "domain", "nearest", "its domain", "right", "own", "other", "chance"]
+QUERIES = ["query", "domain", "best", "its domain", "right", "own", "other", "chance"]
 
 
 def used(right=True, error=0.08, name="<b>x", merge="Nothing was merged: no.") -> Uses:
@@ -346,7 +347,9 @@ def used(right=True, error=0.08, name="<b>x", merge="Nothing was merged: no.") -
     query = ("one-task", "one", "found-it", "one" if right else "two", right, 0.7, 0.5, 0.5)
     twice = pd.DataFrame([("a", "b", 0.9999)], columns=["adapter", "other", "cosine"])
     accuracy = pd.DataFrame([query], columns=QUERIES).set_index("query")
-    return Uses(twice, pd.DataFrame(pairs, columns=PAIRS), accuracy, merge)
+    ranked = pd.DataFrame([("found-it", "one", 0.1, 1.2, 0.3, 0.2, 0.4)], columns=COLUMNS, index=[1])
+    ranked.attrs = dict(base_loss=1.5, examples=20, measured=3)
+    return Uses(twice, pd.DataFrame(pairs, columns=PAIRS), {"one-task": ranked}, accuracy, merge)
 
 
 @pytest.fixture
@@ -381,6 +384,7 @@ def test_the_uses_join_page_and_summary(written):
     assert f'<li><a href="#uses">{sentence}</a></li>' in text and "not been run" not in text
     assert text.count("data:image/webp") == 3 and "<b>x" not in text and "&lt;b&gt;x" in text
     for part in ("1 pair of adapters do nearly the same", "0.990", "0.080", "p + q: it is torn", "found-it", "1 of 1",
+                 "one-task: The base's loss on the 20 examples is 1.500",
                  "Merged, m and n do what the sum of their deltas says"):  # fmt: skip
         assert part in seen
     after = files_of(written)[1]
@@ -392,6 +396,9 @@ def test_the_uses_join_page_and_summary(written):
             dict(adapter="p", other="q", kind="across", reason="it is torn", cosine=None, single=None, error=None),
         ],
         "task_queries": {"queries": 1, "scored": 1, "right": 1, "right_by_chance": 0.5},
+        "search": {
+            "one-task": dict(adapter="found-it", domain="one", base_loss=1.5, loss=1.2, gain=0.3, low=0.2, high=0.4)
+        },
     }  # fmt: skip
     assert after | {"verdict": summary["verdict"]} == summary
 
@@ -410,17 +417,19 @@ def test_the_uses_twice_are_the_uses_once_and_new_ones_take_their_place(written)
     assert text.split("<!-- uses -->")[0][-200:] == ends[0] and text.split("<!-- end of uses -->")[1] == ends[1]
 
 
-def test_queries_that_are_right_by_chance_give_no_answer(written):
-    add_uses(used(right=False), written)
+def test_queries_without_a_domain_of_their_own_are_answered_all_the_same(written):
+    found = used()
+    found.accuracy["right"] = None
+    add_uses(found, written)
     text = uses_of(written)
-    assert "no answer here is one" in text and "found-it" not in text and "Nothing was merged: no." in text
-    assert files_of(written)[0].count("data:image/webp") == 1  # of the pairs
+    assert "found-it lowers it most, by 0.300" in text and "scored" not in text and "Nothing was merged: no." in text
+    assert files_of(written)[0].count("data:image/webp") == 2  # of the pairs and of the query
 
 
 def test_uses_without_a_page_a_summary_or_a_folder(run, tmp_path):
     assert add_uses(used(), None).startswith("No output_dir is set")
     assert add_uses(used(), tmp_path / "nowhere").startswith("There is no index.html yet")
-    nothing = Uses(used().duplicates[:0], used().added[:0], used().accuracy[:0], "Nothing was merged.")
+    nothing = Uses(used().duplicates[:0], used().added[:0], {}, used().accuracy[:0], "Nothing was merged.")
     write(run, tmp_path)
     assert add_uses(nothing, tmp_path) == "The uses are in index.html."
     assert "There is no query." in uses_of(tmp_path) and "No two adapters do nearly the same" in uses_of(tmp_path)

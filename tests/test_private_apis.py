@@ -15,6 +15,8 @@ import pytest
 import torch
 from conftest import SIZES, save_base
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -354,6 +356,25 @@ def test_adapters_are_merged_by_their_names(model):
     wrapped.base_model.add_weighted_adapter([*wrapped.peft_config], [1.0, 1.0], "merged", combination_type="cat")
     wrapped.base_model.set_adapter("merged", inference_mode=True)
     torch.testing.assert_close(layer(x), both, atol=1e-5, rtol=1e-4)
+
+
+@uses("BaseTunerLayer.merge(safe_merge=True)", "peft", "forward/first_order.py")
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_safe_merge_leaves_the_weight_that_was_there_as_it_is(model, dora):
+    PeftModel(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, use_dora=dora))
+    layer, x = model.get_submodule(LAYER), torch.randn(1, 32)
+    assert isinstance(layer, BaseTunerLayer)
+    weight, expected = layer.get_base_layer().weight, layer(x)
+    before, copied = weight.data, weight.data.clone()
+    layer.merge(safe_merge=True)
+    assert torch.equal(before, copied) and not torch.equal(weight.data, before)
+    torch.testing.assert_close(F.linear(x, weight, layer.get_base_layer().bias), expected, atol=1e-5, rtol=1e-4)
+
+
+@uses("peft.utils.other.AuxiliaryTrainingWrapper", "peft", "forward/first_order.py")
+def test_modules_that_are_saved_whole_are_wrapped(model):
+    PeftModel(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    assert isinstance(model.lm_head, AuxiliaryTrainingWrapper)
 
 
 # -- notebooks: Plotly, ipywidgets, IPython, papermill, tqdm -----------------------------------------------------------

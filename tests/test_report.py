@@ -234,6 +234,24 @@ def test_python_dash_m_says_what_is_wrong_in_one_line():
     assert done.returncode == 1 and done.stderr == "error: max_length is 0; it must be a whole number, 1 or more\n"
 
 
+def test_a_search_alone_prints_its_answers_and_leaves_them_in_a_table(two_bases, reports, tmp_path, capsys):
+    file = tmp_path / "one-task.json"
+    file.write_text(json.dumps([{"prompt": f"What is {n}?", "response": f"It is {n}."} for n in range(3)]))
+    options = ["--search", "--run", "mine", "--checkpoint-dir", str(two_bases[0]), "--cache-dir", str(tmp_path / "d")]
+    assert run.main([*options, "--query", str(file)]) == 0
+    said = capsys.readouterr().out
+    for label, count in (("tiny-llama", 3), ("tiny-qwen2", 2)):
+        table = pd.read_csv(reports / f"mine-{label}/search.csv")
+        assert list(table["query"].unique()) == ["one-task"] and list(table["rank"]) == list(range(1, count + 1))
+        assert table["gain"].is_monotonic_decreasing and "search.csv" in said
+        assert f"{count} adapters" in said and not (reports / f"mine-{label}/index.html").exists()
+    assert said.count("The base's loss on the 3 examples is") == 2
+    assert run.main(options) == 1 and "there is no query; set QUERY" in capsys.readouterr().err
+    file.write_text("[]")
+    assert run.main([*options, "--query", str(file)]) == 1
+    assert capsys.readouterr().err.count('one-task.json is not a JSON list of {"prompt", "response"}') == 2
+
+
 def test_the_command_of_a_report_says_what_is_no_default_and_makes_it_again(reports, ran, zoo, capsys):
     """What the shell and make would hand on is parsed again, and gives the same values."""
 

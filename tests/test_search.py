@@ -44,11 +44,47 @@ def test_all_of_a_pool_by_loss_is_what_peft_finds(run, base):
     assert table["gain"].is_monotonic_decreasing and table.attrs["base_loss"] == pytest.approx(np.mean(bare), rel=1e-4)
 
 
-def test_what_is_verified_is_the_best_by_cosine_and_what_has_none(run):
+def test_what_is_verified_is_the_best_by_cosine_and_what_has_none(pool, base, tmp_path):
+    shutil.copytree(pool, tmp_path / "zoo")
+    save_adapter(tmp_path / "zoo/one/head", base, r=4, target_modules=["q_proj", "lm_head"])
+    run = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "deltas")
     every, two = search(run, EXAMPLES, k=99, verify="all"), search(run, EXAMPLES, k=99, verify=2)
-    plain = every[every["cosine"].notna()]
-    expected = {*plain.nlargest(2, "cosine")["adapter"], *every[every["cosine"].isna()]["adapter"]}
-    assert {*two["adapter"]} == expected and len(search(run, EXAMPLES, k=1, verify=2)) == 1
+    assert len(every) == 7 and [*every[every["cosine"].isna()]["adapter"]] == ["head"]
+    assert {*two["adapter"]} == {*every.nlargest(2, "cosine")["adapter"], "head"} and two.attrs["measured"] == 3
+    assert len(search(run, EXAMPLES, k=1, verify=2)) == 1
+
+
+@pytest.mark.parametrize("broken", ["LossGradient", "ResponseLosses"])
+def test_a_base_without_gradients_or_shared_passes_is_searched_all_the_same(run, broken, monkeypatch, tmp_path):
+    usual = search(run, EXAMPLES, k=99, verify="all")
+    shutil.rmtree(run.cache.cache_dir.parent / "searches")
+
+    def refuse(*_):
+        raise InputError("this base cannot")
+
+    where = "llgbm_nb.uses.task_search" if broken == "LossGradient" else "llgbm_nb.forward.losses"
+    monkeypatch.setattr(f"{where}.{broken}", refuse)
+    table = search(run, EXAMPLES, k=99, verify=1 if broken == "LossGradient" else "all")
+    assert [*table["adapter"]] == [*usual["adapter"]]
+    np.testing.assert_allclose(table["gain"], usual["gain"], atol=1e-4)
+    assert table["cosine"].isna().all() == (broken == "LossGradient")
+
+
+def test_of_many_adapters_sketches_say_which_are_looked_at(pool, base, tmp_path, monkeypatch):
+    shutil.copytree(pool, tmp_path / "zoo")
+    save_adapter(tmp_path / "zoo/one/head", base, r=4, target_modules=["q_proj", "lm_head"])
+    run = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "deltas")
+    usual = search(run, EXAMPLES, k=99, verify="all").set_index("adapter")
+    shutil.rmtree(run.cache.cache_dir.parent / "searches")
+    monkeypatch.setattr("llgbm_nb.uses.task_search.EXACT", 4)
+    table = search(run, EXAMPLES, k=99, verify=1).set_index("adapter")
+    assert len(table) == 2 and "head" in table.index  # which has no sketch
+    best = table["cosine"].dropna()
+    assert best.item() == pytest.approx(usual["cosine"][best.index[0]], rel=1e-4)
+    kept = [*(run.cache.cache_dir.parent / "searches").glob("sketches-*/*.npy")]
+    assert len(kept) == 7 and sorted(np.load(file).size > 0 for file in kept) == [False] + 6 * [True]
+    every = search(run, EXAMPLES, k=99, verify="all")
+    np.testing.assert_allclose(every.set_index("adapter")["gain"][usual.index], usual["gain"], atol=1e-5)
 
 
 def test_asking_again_takes_no_pass(run, monkeypatch):

@@ -133,7 +133,7 @@ def test_accuracy_on_truths_that_are_known(run):
     queries = {"one-a": folder_of(run, "a"), "two-b": folder_of(run, "b"), "law-c": folder_of(run, "c")}
     truths = {name: uses.domain_of_query(name) for name in queries}
     table = uses.query_accuracy(uses.query_cosines(run, queries), run.delta_set.domains, truths)
-    assert list(table["nearest"]) == ["a", "b", "c"] and list(table["its domain"]) == ["one", "one", "two"]
+    assert list(table["best"]) == ["a", "b", "c"] and list(table["its domain"]) == ["one", "one", "two"]
     assert list(table["right"])[:2] == [True, False] and table["right"]["law-c"] is None
     assert table.loc["one-a", "own"] == pytest.approx(1) and table.loc["two-b", "other"] == pytest.approx(1)
     assert table.loc["one-a", "other"] == pytest.approx(max(cos(delta_of(run, "a"), delta_of(run, n)) for n in "cd"))
@@ -148,7 +148,7 @@ def test_adapters_without_a_label_do_not_count(run):
     assert run.delta_set.names[0] == "a"
     domains = ("unknown", *run.delta_set.domains[1:])
     table = uses.query_accuracy(uses.query_cosines(run, {"q": folder_of(run, "a")}), domains, {"q": "one"})
-    assert table["nearest"]["q"] != "a" and table["chance"]["q"] == pytest.approx(2 / 5)
+    assert table["best"]["q"] != "a" and table["chance"]["q"] == pytest.approx(2 / 5)
 
 
 def test_a_querys_domain_may_have_a_dash():

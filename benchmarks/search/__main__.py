@@ -1,8 +1,9 @@
 """Which embedding of adapters deserves trust, and what finds one for a task: `python benchmarks/search FOLDER`.
 
 A pool of small adapters of the demo base over some fifty tasks, each trained otherwise (recipe.py), and queries of
-examples that none of them has seen. In FOLDER: zoo/, queries.json, losses/, keys/, and the tables queries.csv and
-embeddings.csv. All of it is kept, so that a run that was stopped goes on. TASKS=folder takes files of pairs instead.
+examples that none of them has seen. In FOLDER: zoo/, queries.json, losses/, keys/, and the tables queries.csv,
+embeddings.csv and robustness-*.csv. All of it is kept, so that a run that was stopped goes on. TASKS=folder takes files
+of pairs instead.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import losses  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import recipe  # noqa: E402
+import robustness  # noqa: E402
 import scores  # noqa: E402
 
 from llgbm_nb import compute_deltas, create_probes  # noqa: E402
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=recipe.Size.adapters, help="of a task")
     parser.add_argument("--queries", type=int, default=recipe.Size.queries, help="of a task")
     parser.add_argument("--examples", type=int, default=recipe.Size.examples, help="of a query")
+    parser.add_argument("--few", type=int, default=12, help="adapters on mixed text, and full fine-tunes")
     parser.add_argument("--encoder", default="", help="a sentence encoder, for output sentences")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each, for training and losses")
     parser.add_argument("--part", type=int, default=-1, help=argparse.SUPPRESS)
@@ -60,6 +63,11 @@ def main() -> None:
     if args.part < 0:
         retrieve(args.folder, source, queries, base, args.base)
         embed(args.folder, source, base, args.base, args.encoder)
+        if not args.tasks:
+            probes = create_probes("mixed")
+            how = source, size, base, args.base, probes, "mixed", args.few
+            for name, table in robustness.tell(args.folder, *how).items():
+                print(f"\n{name}\n{table.round(3).to_string(index=False)}")
 
 
 def told(what: str, names) -> None:

@@ -6,7 +6,6 @@ is there is kept.
 
 import json
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +14,15 @@ import torch
 from losses import by_query
 from recipe import MAX_TOKENS
 
-from llgbm_nb import DeltaRun, analysis, uses
+from llgbm_nb import DeltaRun, analysis, create_probes, uses
 from llgbm_nb.forward.base import BaseModel
 from llgbm_nb.forward.first_order import LossGradient, change_norm
 from llgbm_nb.forward.lora import Lora, LoraReader
 from llgbm_nb.forward.peft_route import read_config
+from llgbm_nb.forward.sketches import SIDE, Sketcher, input_directions
 from llgbm_nb.forward.states import last_token_states, tokenize
 from llgbm_nb.uses.finetune import encode
 
-SKETCHES = (4, 8, 16)  # sides of a module's sketch
 FEW = 2  # examples
 
 
@@ -37,69 +36,68 @@ def loras_of(adapters, base: BaseModel) -> list[Lora]:
     return [read(read_config(adapter), adapter.read_tensors()) for adapter in adapters]
 
 
-def sides(name: str, outputs: int, inputs: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A module's random projections, (side, out) and (in, side): the same for adapters and gradients."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    left, right = torch.randn(side, outputs, generator=generator), torch.randn(inputs, side, generator=generator)
-    return left / side**0.5, right / side**0.5
+def by_chance(base: BaseModel) -> Sketcher:
+    """Sketches whose directions of the inputs are drawn by chance, too."""
+    random, shapes = torch.Generator().manual_seed(0), {n: each.shape[0] for n, each in directions_of(base).items()}
+    return Sketcher({name: torch.randn(size, SIDE, generator=random) / SIDE**0.5 for name, size in shapes.items()})
+
+
+def directions_of(base: BaseModel) -> dict[str, torch.Tensor]:
+    return input_directions(base, tokenize(base.tokenizer, create_probes("mixed") + create_probes("commonsense")))
 
 
 def first_order(folder: Path, base: BaseModel, adapters, queries: dict[str, list[dict]]) -> Iterator:
-    """Gains to first order: raw, by the size of the change, module by module, on few examples, and from sketches."""
-    names = ("gain", "gain by size", "gain by module", "gain of the best modules", "gain by size, two examples")
-    ways = [*names, *(f"gain by size, sketches {side}x{side}" for side in SKETCHES)]
-    if all((folder / "keys" / f"{way}.npz").exists() for way in ways):
-        return
+    """Gains to first order: raw, by the size of the change, module by module, on few examples, and from sketches.
+
+    A query's scores are kept in first-order/{query}.npz, (adapters,) for each way, and its seconds.
+    """
+    files = {query: folder / "first-order" / f"{query.replace('/', '-')}.npz" for query in queries}
+    if not all(file.exists() for file in files.values()):
+        yield from _first_order(files, base, adapters, queries)
+    rows = [np.load(file) for file in files.values()]
+    for way in [name for name in rows[0].files if not name.startswith("s: ")]:
+        seconds, once = np.mean([row[f"s: {way}"] for row in rows], axis=0)
+        save(folder, way, np.stack([row[way] for row in rows]), seconds, once)
+
+
+def _first_order(files: dict[str, Path], base: BaseModel, adapters, queries: dict[str, list[dict]]) -> Iterator:
     loras = loras_of(adapters, base)
-    norms = np.array([change_norm(lora) for lora in loras])
-    sketches, once = {}, {}
-    for side in SKETCHES:
+    norms, sketched = np.array([change_norm(lora) for lora in loras]), {}
+    ways = {"sketches": Sketcher(directions_of(base)), "sketches by chance": by_chance(base)}
+    for way, sketcher in ways.items():
         start = time.perf_counter()
-        sketches[side] = [
-            {name: scale * (left @ b) @ (a @ right)
-             for name, (a, b, scale) in lora.factors.items()
-             for left, right in [sides(name, len(b), a.shape[1], side)]}
-            for lora in loras
-        ]  # fmt: skip
-        once[side] = (time.perf_counter() - start) / len(loras)
-    scores, seconds = {way: np.zeros((len(queries), len(loras))) for way in ways}, dict.fromkeys(ways, 0.0)
-    for number, (query, pairs) in enumerate(queries.items()):
-        encoded = [encode(base.tokenizer, pair, MAX_TOKENS) for pair in pairs]
+        sketched[way] = torch.stack([sketcher.of_lora(lora) for lora in loras])
+        sketched[way], once = sketched[way].numpy() / norms[:, None], (time.perf_counter() - start) / len(loras)
+        ways[way] = sketcher, once
+    for query in [query for query, file in files.items() if not file.exists()]:
+        encoded, found = [encode(base.tokenizer, pair, MAX_TOKENS) for pair in queries[query]], {}
         start = time.perf_counter()
         gradient = LossGradient(base, encoded)
-        backward = time.perf_counter() - start
-        start = time.perf_counter()
+        backward, start = time.perf_counter() - start, time.perf_counter()
         parts = [gains_by_module(gradient, lora) for lora in loras]
-        exact = time.perf_counter() - start
-        scores["gain"][number] = [sum(gain for gain, _ in part.values()) for part in parts]
-        scores["gain by size"][number] = scores["gain"][number] / norms
-        cosines = [[gain / max(size, 1e-12) for gain, size in part.values()] for part in parts]
-        scores["gain by module"][number] = [np.mean(each) for each in cosines]
-        scores["gain of the best modules"][number] = [
-            np.mean(sorted(each)[-max(1, len(each) // 4) :]) for each in cosines
-        ]
-        for way in names[:4]:
-            seconds[way] += backward + exact
+        seconds = backward + time.perf_counter() - start
+        gains = np.array([sum(gain for gain, _ in part.values()) for part in parts])
+        cosines = [sorted(gain / max(size, 1e-12) for gain, size in part.values()) for part in parts]
+        found |= {
+            "gain": (gains, seconds), "gain by size": (gains / norms, seconds),
+            "gain by module": (np.array([np.mean(each) for each in cosines]), seconds),
+            "gain of the best modules":
+            (np.array([np.mean(each[-max(1, len(each) // 4) :]) for each in cosines]), seconds),
+        }  # fmt: skip
         start = time.perf_counter()
         few = LossGradient(base, encoded[:FEW])
-        scores[names[4]][number] = np.array([few.gain(lora) for lora in loras]) / norms
-        seconds[names[4]] += time.perf_counter() - start
-        for side in SKETCHES:
+        gains = np.array([few.gain(lora) for lora in loras])
+        found[f"gain by size, {FEW} examples"] = gains / norms, time.perf_counter() - start
+        for way, (sketcher, _) in ways.items():
             start = time.perf_counter()
-            ours = {}
-            for name, g in gradient.gradients.items():
-                left, right = sides(name, *g.shape, side)
-                ours[name] = -(left @ g) @ right
-            found = [sum(float((ours[name] * s).sum()) for name, s in each.items()) for each in sketches[side]]
-            way = f"gain by size, sketches {side}x{side}"
-            scores[way][number], seconds[way] = (
-                np.array(found) / norms,
-                seconds[way] + backward + time.perf_counter() - start,
-            )
+            down = -sketcher.of_matrices(gradient.gradients.items())[0].numpy()
+            found[f"gain by size, {way}"] = sketched[way] @ down, backward + time.perf_counter() - start
+        kept = {way: scores for way, (scores, _) in found.items()}
+        once = {f"gain by size, {way}": each for way, (_, each) in ways.items()}
+        kept |= {f"s: {way}": np.array([took, once.get(way, 0.0)]) for way, (_, took) in found.items()}
+        files[query].parent.mkdir(exist_ok=True)
+        np.savez(files[query], **kept)
         yield query
-    for way in ways:
-        side = int(way.rsplit("x", 1)[1]) if "sketches" in way else None
-        save(folder, way, scores[way], seconds[way] / len(queries), once.get(side, 0.0))
 
 
 def gains_by_module(gradient: LossGradient, lora: Lora) -> dict[str, tuple[float, float]]:

@@ -20,6 +20,7 @@ from llgbm_nb.uses.finetune import TARGETS, find_data_files, read_pairs, train_t
 MODULES = {"qv": TARGETS["qv"], "attention": TARGETS["attention"], "mlp": ["gate_proj", "up_proj", "down_proj"],
            "all": "all-linear"}  # fmt: skip
 MAX_TOKENS = 256  # of a pair
+PHRASINGS = [None, 0, 1, 2]  # None: all three in turn
 
 
 class Rules:
@@ -31,7 +32,7 @@ class Rules:
         return tasks.TASKS[name].family
 
     def train(self, name: str, count: int, rng: Random) -> list[dict]:
-        phrasing = rng.choice([None, 0, 1, 2])
+        phrasing = rng.choice(PHRASINGS)
         return tasks.pairs(name, count, rng.random(), phrasing)
 
     def held_out(self, name: str, count: int) -> list[dict]:
@@ -82,6 +83,11 @@ def configuration(name: str, size: Size) -> dict:
         lr=math.exp(rng.uniform(math.log(3e-4), math.log(2e-3))), steps=rng.randint(*size.steps),
         seed=rng.randrange(10**6),
     )  # fmt: skip
+
+
+def phrasing_of(name: str) -> int | None:
+    """Which of a task's phrasings `Rules` gave an adapter's text."""
+    return Random(f"data {name}").choice(PHRASINGS)
 
 
 def train(folder: Path, source, size: Size, base: BaseModel, base_name: str, part: int = 0, parts: int = 1) -> Iterator:

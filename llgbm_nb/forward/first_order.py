@@ -7,20 +7,25 @@ here.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers.pytorch_utils import Conv1D
 
+from ..collection.adapters import Adapter
 from ..errors import InputError, first_sentence
 from .base import BaseModel
+from .checkpoint import load_checkpoint
 from .head import read_head
-from .lora import Lora, kind_of
+from .lora import Lora, body_prefix, kind_of
 from .packing import PASS_TOKENS, fine, in_parts
+from .peft_route import applied
 
 
 class LossGradient:
@@ -53,6 +58,16 @@ class LossGradient:
             gradient = self.gradients[name]
             found -= scale * float(((b.to(gradient).T @ gradient) * a.to(gradient)).sum())
         return found
+
+    def gain_and_norm(self, changes: Iterable[tuple[str, torch.Tensor]]) -> tuple[float, float] | None:
+        """The same for `linear_changes`, and the Frobenius norm of all of them; None for what is no linear layer."""
+        found = square = 0.0
+        for name, change in changes:
+            if name not in self.gradients:
+                return None
+            found -= float((self.gradients[name] * change).sum())
+            square += float(change.double().square().sum())
+        return found, square**0.5
 
     def _backward(self, base: BaseModel, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
         """The losses of some pairs, which share a padded pass; their gradients are added to those that there are."""
@@ -91,6 +106,42 @@ class LossGradient:
             self.gradients[name].addmm_(gradient.T, x)
         else:
             self.gradients[name] = gradient.T @ x
+
+
+def linear_changes(base: BaseModel, adapter: Adapter, trust_remote_code=False) -> Iterator[tuple[str, torch.Tensor]]:
+    """(module of the body, change of its weight (out, in)), one at a time, of an adapter as PEFT merges it, or of the
+    linear layers of a full checkpoint.
+
+    Raises InputError for an adapter that cannot be used, and for one that PEFT cannot merge into the base's weights.
+    """
+    prefix = body_prefix(base.model)
+    if adapter.is_checkpoint:
+        others = dict(load_checkpoint(adapter, base, trust_remote_code).named_modules())
+        for name, module in base.model.named_modules():
+            if name.startswith(prefix) and kind_of(module) in (nn.Linear, Conv1D):
+                yield name.removeprefix(prefix), _upright(module, others[name].weight.data - module.weight.data)
+        return
+    with applied(base.model, adapter) as wrapped:
+        inner = wrapped.get_base_model()
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in inner.modules()):
+            raise InputError("it has modules of its own, besides the change of weights")
+        for name, layer in [each for each in inner.named_modules() if isinstance(each[1], BaseTunerLayer)]:
+            module = layer.get_base_layer()
+            if (weight := getattr(module, "weight", None)) is None:
+                raise InputError("it changes what is no layer's weight")
+            before = weight.data
+            try:
+                layer.merge(safe_merge=True)
+                change = _upright(module, weight.data - before)
+            except (NotImplementedError, AttributeError, RuntimeError, ValueError) as error:
+                raise InputError(f"PEFT cannot merge it: {first_sentence(error)}") from error
+            finally:
+                weight.data = before
+            yield name.removeprefix(prefix), change
+
+
+def _upright(module: nn.Module, change: torch.Tensor) -> torch.Tensor:
+    return fine(change.T if isinstance(module, Conv1D) else change)
 
 
 def change_norm(lora: Lora) -> float:

@@ -86,6 +86,17 @@ def write_students(table: pd.DataFrame, folder: Path | None) -> str:
     return f"{len(table)} students are in students.csv."
 
 
+def write_search(answers: Mapping[str, pd.DataFrame], folder: Path | None) -> str:
+    """`<folder>/search.csv`: query, rank, and what `uses.search` says of each adapter that was measured."""
+    if folder is None or not answers:
+        return f"{'There is no query' if folder else 'No output_dir is set'}, so no search.csv was written."
+    folder.mkdir(parents=True, exist_ok=True)
+    table, named = pd.concat(answers, names=["query"]).reset_index(), ["query", "adapter", "domain"]
+    table[named] = table[named].replace(FORMULA, "'", regex=True)
+    write_whole(folder / "search.csv", partial(table.to_csv, index=False, float_format="%.6g"))
+    return f"The answers to {len(answers)} quer{'y' if len(answers) == 1 else 'ies'} are in search.csv."
+
+
 def write_groups(run: DeltaRun, groups: Groups, folder: Path | None, root: Path) -> str:
     """`<folder>/labels.csv`: path, the group's name as the domain, and the adapter's own domain as `given`.
 

@@ -27,7 +27,7 @@ from ..collection.find import find_adapters
 from ..collection.hub_lists import write_list
 from ..errors import InputError
 from ..files import ROOT, files_fingerprint, from_root, shown
-from ..progress_bar import live_line
+from ..progress_bar import live_line, progress
 from .live import explore
 from .notebook_page import NOTEBOOKS, strip_widgets, to_html
 from .parameters import check, versions
@@ -81,6 +81,32 @@ def run_report(name: str = "", **parameters) -> Path:
             file = shown(error.filename or folder)
             raise InputError(f"cannot write {file} ({error.strerror}); mend that: what was measured is kept") from error
         raise
+    return folder
+
+
+def search_only(name: str = "", **parameters) -> Path:
+    """The answers to the queries of `parameters`, printed, and as `reports/<name>/search.csv`, without a report.
+
+    Deltas are measured where the cache lacks them. Raises InputError as `run_report` does, and if there is no query.
+    """
+    from .. import uses
+    from ..deltas import compute_deltas
+    from .findings import write_search
+
+    parameters = defaults() | parameters
+    values = check(parameters)
+    if not (files := uses.find_queries(values.query, values.checkpoint_dir)):
+        raise InputError('there is no query; set QUERY to a JSON file of {"prompt", "response"} pairs, or a folder')
+    folder = ROOT / "reports" / _name(name, parameters, values)
+    run = compute_deltas(values.checkpoint_dir, values.probes, values.settings)
+    lost = (f"left out: {shown(r['path'])}: {r['reason']}" for r in run.records if r["status"] == "failed")
+    print(f"{len(run.delta_set)} adapters", *lost, sep="\n")
+    with progress(len(files), "queries") as done:
+        answers = uses.search_each(run, files, verify=values.verify, on_query=done)
+    for query, table in answers.items():
+        print(f"\n{query}\n{uses.search_text(table)}\n{table[:5].round(3).to_string()}")
+    write_search(answers, folder)
+    print(f"\nall that were measured: {shown(folder)}/search.csv")
     return folder
 
 
@@ -234,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bases and --base-model none, there is a report for each.",
     )  # fmt: skip
     parser.add_argument("--explore", action="store_true", help="no report: open the explorer in a browser")
+    parser.add_argument("--search", action="store_true", help="no report: only find the adapters for --query")
     parser.add_argument("--run", default="", help="name of the folder below reports/ (default: from the parameters)")
     helps = {name: each["help"].replace("%", "%%") for known in _declared().values() for name, each in known.items()}
     for key, default in defaults().items():
@@ -245,10 +272,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note
+            one = _search if given.pop("search") else _report
             if given.pop("explore"):
                 return _explore(given)
             reports = one_for_each_base(given.pop("run"), **given)
-            return max([_report(name, parameters, len(reports) > 1) for name, parameters in reports])
+            return max([one(name, parameters, len(reports) > 1) for name, parameters in reports])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -265,6 +293,17 @@ def _explore(given: dict) -> int:
 def _note(message, *where) -> None:
     """A warning as a line of its own, without the line of the program that gave it."""
     print(f"note: {message}", file=sys.stderr)
+
+
+def _search(name: str, parameters: dict, one_of_several: bool) -> int:
+    """Search one base's adapters. Returns 0, or 1 if that could not be done."""
+    print(f"\n{name}\n" * one_of_several, end="")
+    try:
+        search_only(name, **parameters)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _report(name: str, parameters: dict, one_of_several: bool) -> int:

@@ -6,6 +6,7 @@ that stand in page.html.
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from ..files import shown, write_whole
-from ..uses.task_query import accuracy_text, is_of_use
+from ..uses.task_query import accuracy_text
+from ..uses.task_search import answers_table, answers_text
 from ..uses.together import additivity_text, merge_text
 from .findings import numbers_of
 from .page import data_url, environment, numbers, table
@@ -21,7 +23,7 @@ from .verdict import additivity_line
 
 CAPTIONS = {
     "additivity": "Both at once beside the sum of the two, and beside the nearer one of them.",
-    "queries": "Each query beside all adapters; a ring is about the nearest.",
+    "queries": "By how much each adapter lowers the loss of a query's examples; a ring is about the best.",
     "merge": "The merged adapter in the plane of the two deltas that it is made of.",
 }
 
@@ -32,7 +34,8 @@ class Uses:
 
     duplicates: pd.DataFrame  # `uses.near_duplicates`
     added: pd.DataFrame  # `uses.additivity`
-    accuracy: pd.DataFrame  # `uses.query_accuracy`
+    answers: Mapping[str, pd.DataFrame]  # `uses.search_each`
+    accuracy: pd.DataFrame  # `uses.query_accuracy` of their gains
     merge: dict | str  # `uses.merge_or_reason`
 
 
@@ -76,16 +79,16 @@ def _between(text: str, name: str, content: str) -> str:
 
 
 def _content(found: Uses, folder: Path) -> dict:
-    """What uses.html is filled with; where queries are right no more often than by chance, nothing is an answer."""
-    answers = bool(len(found.accuracy)) and is_of_use(found.accuracy)
+    """What uses.html is filled with."""
+    best, scored = answers_table(found.answers), found.accuracy["right"].notna().any()
     texts = {
         "additivity": additivity_text(found.added),
-        "queries": accuracy_text(found.accuracy) if len(found.accuracy) else "There is no query.",
+        "queries": answers_text(found.answers) + (f"\n{accuracy_text(found.accuracy)}" if scored else ""),
         "merge": found.merge if isinstance(found.merge, str) else merge_text(found.merge),
     }
     made = {
         "additivity": found.added["error"].notna().any(),
-        "queries": answers,
+        "queries": len(best) > 0,
         "merge": isinstance(found.merge, dict),
     }
     files = {name: folder / f"{name}.png" for name, there in made.items() if there}
@@ -95,7 +98,7 @@ def _content(found: Uses, folder: Path) -> dict:
         "No two adapters do nearly the same",
         additivity=texts["additivity"], task=texts["queries"], merge=texts["merge"],
         pairs=table(numbers(pairs)) if len(pairs) else "",
-        queries=table(numbers(found.accuracy.reset_index())) if answers else "",
+        queries=table(numbers(best.reset_index())) if len(best) else "",
         pictures={
             name: dict(source=data_url(file), caption=CAPTIONS[name], alt=texts[name])
             for name, file in files.items() if file.exists()
@@ -106,13 +109,17 @@ def _content(found: Uses, folder: Path) -> dict:
 def _numbers(found: Uses) -> dict:
     """For summary.json."""
     scored = found.accuracy[found.accuracy["right"].notna()]
-    merge = found.merge
+    merge, best = found.merge, answers_table(found.answers)
     return {
         "near_duplicates": len(found.duplicates),
         "additivity": [
             {**row[["adapter", "other", "kind", "reason"]], **numbers_of(row[["cosine", "single", "error"]])}
             for _, row in found.added.iterrows()
         ],
+        "search": {
+            query: {**row[["adapter", "domain"]], **numbers_of(row[["base_loss", "loss", "gain", "low", "high"]])}
+            for query, row in best.iterrows()
+        },
         "task_queries": numbers_of({
             "queries": len(found.accuracy), "scored": len(scored), "right": scored["right"].astype(float).sum(),
             "right_by_chance": scored["chance"].sum(),

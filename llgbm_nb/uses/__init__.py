@@ -14,7 +14,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                    "query_deltas", "task_adapter"],
     "finetune": ["find_data_files", "read_pairs", "train_lora", "train_teachers"],
     "answers": ["write_answers"],
-    "task_search": ["search", "search_text"],
+    "task_search": ["answers_table", "answers_text", "gains_by_adapter", "search", "search_each", "search_text"],
     "students": ["HeldOut", "pick_teachers", "try_students"],
-    "figures": ["additivity_figure", "merge_figure", "query_figure", "students_figure", "students_text"],
+    "figures": ["additivity_figure", "merge_figure", "query_figure", "search_figure", "students_figure",
+                "students_text"],
 })  # fmt: skip

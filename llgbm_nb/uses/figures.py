@@ -1,5 +1,7 @@
 """Pictures of what deltas are good for; how the numbers were made is unknown here."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -55,6 +57,36 @@ def query_figure(cosines: pd.DataFrame, domains, accuracy: pd.DataFrame):
     domain_key(axis, domains, title="adapter's domain")
     hits = accuracy["right"].dropna()
     axis.set_title(f"The nearest adapter is of the query's domain in {sum(hits)} of {len(hits)} queries")
+    axis.spines.left.set_visible(False)
+    return axis.figure
+
+
+def search_figure(answers: Mapping[str, pd.DataFrame]):
+    """{query: `search`'s table}: a row per query, a point per adapter measured, coloured by its domain; a ring about
+    the best, and its interval. Beyond MANY adapters, each domain's best is shown.
+    """
+    answers = {query: table for query, table in answers.items() if len(table)}
+    if not answers:
+        return sentence("There is no query, or no adapter to measure.")
+    axis = new_figure(7, 0.42 * len(answers) + 1.4).add_subplot()
+    every = pd.concat([table.assign(row=row) for row, table in enumerate(answers.values())])
+    shown = every.drop_duplicates(["row", "domain"]) if every["row"].value_counts().max() > MANY else every
+    for domain, (colour, marker) in domain_styles(every["domain"]).items():
+        mine = shown[shown["domain"] == domain]
+        axis.scatter(
+            mine["gain"], mine["row"], color=colour, marker=marker, s=34, alpha=0.8, linewidth=0, label=short(domain)
+        )
+    best = every[~every["row"].duplicated()]
+    axis.hlines(best["row"], best["low"], best["high"], color="black", linewidth=1, zorder=0)
+    axis.scatter(best["gain"], best["row"], facecolor="none", edgecolor="black", s=90, linewidth=1)
+    axis.axvline(0, color=GREY, linewidth=1, zorder=0)
+    axis.annotate("the base", (0, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+    rows = np.arange(len(answers))
+    axis.set(yticks=rows, yticklabels=[*map(short, answers)], ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlabel="gain over the base, nats per token of a response (ring: the best, with its 95 % interval)")
+    axis.tick_params(axis="y", length=0)
+    domain_key(axis, every["domain"], title="adapter's domain")
+    axis.set_title(f"For {(best['low'] > 0).sum()} of {len(best)} queries an adapter is better than the base", pad=20)
     axis.spines.left.set_visible(False)
     return axis.figure
 

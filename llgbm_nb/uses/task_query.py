@@ -106,25 +106,26 @@ def query_cosines(
     return pd.DataFrame(cosines, pd.Index([*queries], name="query"), [*run.delta_set.names])
 
 
-def query_accuracy(cosines: pd.DataFrame, domains: Sequence[str], truths: Mapping[str, str]) -> pd.DataFrame:
-    """Whether each query's nearest adapter is of its own domain, `truths` {query: domain}: a row per query.
+def query_accuracy(scores: pd.DataFrame, domains: Sequence[str], truths: Mapping[str, str]) -> pd.DataFrame:
+    """Whether each query's best adapter is of its own domain, `truths` {query: domain}: a row per query.
 
-    `cosines` are `query_cosines`' table, `domains` its columns'. In the result: domain (the true one), nearest, its
-    domain, right, `own` and `other` (the best cosine with an adapter of the true domain, and of another), `chance` (the
-    share of adapters of the true domain). Adapters without a label are left out. Of a domain that no adapter has,
-    nothing can be found: `right` is None.
+    `scores` are a row per query, a column per adapter, NaN where there is none: `query_cosines`, or
+    `task_search.gains_by_adapter`; `domains` the columns'. In the result: domain (the true one), best, its domain,
+    right, `own` and `other` (the best score of an adapter of the true domain, and of another), `chance` (the share of
+    adapters of the true domain). Adapters without a label are left out. Of a domain that no adapter has, nothing can be
+    found: `right` is None.
     """
-    domains, names, rows = np.asarray(domains, dtype=object), cosines.columns, []
+    domains, names, rows = np.asarray(domains, dtype=object), scores.columns, []
     labelled = domains != UNKNOWN
-    for query, values in zip(cosines.index, cosines.to_numpy(dtype=float), strict=True):
+    for query, values in zip(scores.index, scores.fillna(-np.inf).to_numpy(dtype=float), strict=True):
         truth = truths[query]
         own, other = labelled & (domains == truth), labelled & (domains != truth)
         best = int(np.argmax(np.where(labelled, values, -np.inf))) if labelled.any() else None
-        nearest = (None, None) if best is None else (names[best], domains[best])
+        first = (None, None) if best is None else (names[best], domains[best])
         right, chance = (bool(own[best]), own.sum() / labelled.sum()) if own.any() else (None, np.nan)
-        scores = [values[group].max() if group.any() else np.nan for group in (own, other)]
-        rows.append((query, truth, *nearest, right, *scores, chance))
-    columns = ["query", "domain", "nearest", "its domain", "right", "own", "other", "chance"]
+        tops = [values[group].max(initial=-np.inf) for group in (own, other)]
+        rows.append((query, truth, *first, right, *(top if np.isfinite(top) else np.nan for top in tops), chance))
+    columns = ["query", "domain", "best", "its domain", "right", "own", "other", "chance"]
     return pd.DataFrame(rows, columns=columns).set_index("query")
 
 
@@ -137,10 +138,11 @@ def accuracy_text(accuracy: pd.DataFrame) -> str:
         return f"No query can be scored.{left_out}"
     chance = counted["chance"].mean()
     p = binomtest(right, len(counted), chance, "greater").pvalue
+    p = "p < 0.01" if p < 0.005 else f"p {p:.2f}"
     verdict = "" if is_of_use(accuracy) else " That is no more than chance gives: no answer here is one."
     return (
-        f"{right} of {len(counted)} queries have an adapter of their own domain nearest: top-1 accuracy "
-        f"{100 * right / len(counted):.0f} %, by chance {100 * chance:.0f} % (p {p:.2f}).{verdict}{left_out}"
+        f"{right} of {len(counted)} queries have an adapter of their own domain first: top-1 accuracy "
+        f"{100 * right / len(counted):.0f} %, by chance {100 * chance:.0f} % ({p}).{verdict}{left_out}"
     )
 
 

@@ -3,35 +3,42 @@
     cosine(adapter) = -<dL/dW, D> / (|dL/dW| |D|)       D = scale * B A: how straight down the loss its change leads
     gain(adapter)   = L(base) - L(base with the adapter)             L: mean loss of the responses, nats per token
 
-The first is from one backward pass of the base and the adapters' factors alone; the second takes a pass of each
-adapter. The best by the first are measured by the second, and what is not plain LoRA is measured in any case. Losses
-are kept by content, so that asking again is free.
+The first is from one backward pass of the base and the adapters' factors alone (of many adapters, sketches say which
+are looked at); the second takes a pass of each adapter. The best by the first are measured by the second, and so is
+what changes more than linear layers. What was found is kept by content, so that asking again is free.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 from ..collection.adapters import Adapter
 from ..deltas import DeltaRun
 from ..errors import InputError
-from ..files import read_checked, shown, write_checked
+from ..files import read_checked, shown, write_checked, write_whole
 from ..forward.base import BaseModel, load_tokenizer
 from ..forward.base_files import base_fingerprint
-from ..forward.first_order import LossGradient, change_norm
+from ..forward.first_order import LossGradient, change_norm, linear_changes
 from ..forward.losses import AdapterLosses
+from ..forward.sketches import Sketcher, input_directions
+from ..forward.states import tokenize
+from ..probes import create_probes
+from ..progress_bar import progress
 from .finetune import checked_pairs, encode, read_pairs
 from .nearest import fingerprints
 
 COLUMNS = ("adapter", "domain", "cosine", "loss", "gain", "low", "high")
 VERIFIED = 20  # adapters that are measured by the loss
 MAX_TOKENS = 512  # of an example
+EXACT = 100  # adapters whose cosine is taken from their own factors; of more, sketches say which
 SURE = 0.95  # of the intervals
 AT_ONCE = 8  # adapters between two writes of what is known
 
@@ -58,7 +65,8 @@ def search(
     )
     asked = _Asked(run, pairs, base)
     keys = [key or adapter.path for key, adapter in zip(fingerprints(run), found.adapters, strict=True)]
-    cosines = np.array(asked.cosines(found.adapters, keys))
+    every = len(keys) if verify == "all" else max(EXACT, 4 * verify)
+    cosines = np.array(asked.cosines(found.adapters, keys, every))
     order = np.argsort(-np.where(np.isnan(cosines), np.inf, cosines), kind="stable")
     wanted = order if verify == "all" else order[: verify + np.isnan(cosines).sum()]
     bare = np.array(asked.bare())
@@ -81,6 +89,37 @@ def search(
     return table
 
 
+def search_each(
+    run: DeltaRun, files: Mapping[str, Path], *, verify: int | str = VERIFIED, base: BaseModel | None = None,
+    on_query: Callable[[], object] | None = None,
+) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """{query: `search`'s table of all adapters measured} of query files; `on_query` is called after each."""
+    answers, base = {}, base or (run.load_base() if files else None)
+    for query, file in files.items():
+        answers[query] = search(run, file, len(run.delta_set), verify=verify, base=base)
+        if on_query:
+            on_query()
+    return answers
+
+
+def answers_table(answers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The best adapter for each query: a row per query; what `search` says of it, and the base's loss."""
+    best = {query: table.iloc[0] for query, table in answers.items() if len(table)}
+    found = pd.DataFrame([*best.values()], columns=COLUMNS).infer_objects().set_axis(pd.Index([*best], name="query"))
+    return found.assign(base_loss=[answers[query].attrs["base_loss"] for query in best])
+
+
+def answers_text(answers: Mapping[str, pd.DataFrame]) -> str:
+    """The answer to each query, a line each."""
+    return "\n".join(f"{query}: {search_text(table)}" for query, table in answers.items()) or "There is no query."
+
+
+def gains_by_adapter(answers: Mapping[str, pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+    """The gains: a row per query, a column per adapter; NaN where an adapter was not measured."""
+    rows = [table.drop_duplicates("adapter").set_index("adapter")["gain"].reindex(names) for table in answers.values()]
+    return pd.DataFrame(rows, pd.Index([*answers], name="query"), [*names], dtype=float)
+
+
 def interval(gains: np.ndarray) -> tuple[float, float, float]:
     """Mean, and the ends of its 95 % interval by Student's t, of gains (examples,)."""
     mean, half = gains.mean(), stats.sem(gains) * stats.t.ppf((1 + SURE) / 2, len(gains) - 1)
@@ -99,7 +138,8 @@ def search_text(table: pd.DataFrame) -> str:
     if best["low"] <= 0:
         return f"{start} {found}: the interval holds 0, so it may be no better than the base."
     equal = [name for name, high in zip(table["adapter"][1:], table["high"][1:], strict=True) if high >= best["gain"]]
-    close = f" {' and '.join(equal[:3])} may do as well." if equal else ""
+    some, last = ", ".join(equal[:3][:-1]), equal[:3][-1:]
+    close = f" {' and '.join(filter(None, [some, *last]))} may do as well." if equal else ""
     return f"{start} {found}.{close}"
 
 
@@ -134,6 +174,7 @@ class _Asked:
         kept = read_checked(self._file) or {}
         self.losses: dict[str, list[float] | None] = kept.get("losses", {})
         self.gains: dict[str, tuple[float, float] | None] = kept.get("gains", {})
+        self._sketch: list[float] = kept.get("sketch", [])  # of the gradient
 
     @cached_property
     def base(self) -> BaseModel:
@@ -141,7 +182,7 @@ class _Asked:
 
     @cached_property
     def _measured(self) -> AdapterLosses:
-        return AdapterLosses(self.base, self._pairs)
+        return AdapterLosses(self.base, self._pairs, self._run.settings.dtype, self._run.settings.trust_remote_code)
 
     def bare(self) -> list[float]:
         """The base's losses (examples,)."""
@@ -155,25 +196,77 @@ class _Asked:
         self.losses |= zip(keys, self._losses(adapters), strict=True)
         self._save()
 
-    def cosines(self, adapters: Sequence[Adapter], keys: list[str]) -> list[float]:
-        """Of every adapter; NaN for one that changes more than linear layers, or is no plain LoRA."""
-        missing = [i for i, key in enumerate(keys) if key not in self.gains]
+    def cosines(self, adapters: Sequence[Adapter], keys: list[str], exact: int) -> list[float]:
+        """Of every adapter; NaN for one that changes more than linear layers' weights, -inf for one that its sketch
+        leaves out: of more than `exact`, so many are looked at more closely.
+        """
+        near = range(len(keys)) if len(keys) <= exact else self._nearest(adapters, keys, exact)
+        missing = [i for i in near if keys[i] not in self.gains]
         if missing or "" not in self.gains:
-            gradient = LossGradient(self.base, self._pairs)
-            self.gains[""] = gradient.norm, 1.0
-            for i in missing:
-                self.gains[keys[i]] = self._gain(gradient, adapters[i])
+            self.gains[""] = (self._gradient.norm, 1.0) if self._gradient else (0.0, 0.0)
+            self.gains |= {keys[i]: self._gain(adapters[i]) for i in missing}
             self._save()
-        steep, every = self.gains[""][0], (self.gains[key] for key in keys)
-        return [np.nan if each is None else each[0] / (steep * each[1]) if steep * each[1] else 0.0 for each in every]
+        steep, found = self.gains[""][0], [-np.inf] * len(keys)
+        for i in near:
+            each = self.gains[keys[i]]
+            found[i] = np.nan if each is None else each[0] / (steep * each[1]) if steep * each[1] else 0.0
+        return found
 
-    def _gain(self, gradient: LossGradient, adapter: Adapter) -> tuple[float, float] | None:
+    @cached_property
+    def _gradient(self) -> LossGradient | None:
+        """None of a base that has none: then all are measured by the loss."""
         try:
-            lora = self._measured.lora(adapter)
+            return LossGradient(self.base, self._pairs)
         except InputError:
             return None
-        gain = None if lora is None else gradient.gain(lora)
-        return None if gain is None else (gain, change_norm(lora))
+
+    def _nearest(self, adapters: Sequence[Adapter], keys: list[str], count: int) -> list[int]:
+        """Those that lead down by their sketches, and all that have none."""
+        folder = self._file.parent / f"sketches-{base_fingerprint(self._run.settings.base_model)[:12]}"
+        sketches = [_sketch_file(folder, key) for key in keys]
+        missing = [i for i, file in enumerate(sketches) if not file.exists()]
+        if missing or not self._sketch:
+            sketcher = Sketcher.kept_in(folder / "directions.safetensors", self._directions)
+            if not self._sketch and self._gradient:
+                self._sketch = sketcher.of_matrices(self._gradient.gradients.items())[0].tolist()
+                self._save()
+            with progress(len(missing), "sketches") as done:
+                for i in missing:
+                    write_whole(sketches[i], partial(np.save, arr=self._sketched(sketcher, adapters[i])))
+                    done()
+        down = -np.array(self._sketch, np.float32)
+        leads = np.array([_lead(np.load(file), down) for file in sketches])  # NaN, which is sorted last: no sketch
+        without = np.flatnonzero(np.isnan(leads))
+        return sorted({*np.argsort(-leads, kind="stable")[:count].tolist(), *without.tolist()})
+
+    def _directions(self) -> dict[str, torch.Tensor]:
+        texts = create_probes("mixed") + create_probes("commonsense")
+        return input_directions(self.base, tokenize(self.base.tokenizer, texts))
+
+    def _sketched(self, sketcher: Sketcher, adapter: Adapter) -> np.ndarray:
+        """float16, of the change over its norm; empty of an adapter that has none."""
+        with suppress(InputError):
+            if lora := self._measured.lora(adapter):
+                found, norm = sketcher.of_lora(lora), change_norm(lora)
+            else:
+                found, norm = sketcher.of_matrices(self._changes(adapter))
+            if found is not None:
+                return (found / max(norm, 1e-30)).numpy().astype(np.float16)
+        return np.zeros(0, np.float16)
+
+    def _changes(self, adapter: Adapter):
+        return linear_changes(self.base, adapter, self._run.settings.trust_remote_code)
+
+    def _gain(self, adapter: Adapter) -> tuple[float, float] | None:
+        with suppress(InputError):
+            if not self._gradient:
+                return None
+            if lora := self._measured.lora(adapter):
+                gain = self._gradient.gain(lora)
+                return None if gain is None else (gain, change_norm(lora))
+            with closing(self._changes(adapter)) as changes:
+                return self._gradient.gain_and_norm(changes)
+        return None
 
     def _losses(self, adapters: list[Adapter]) -> list[list[float] | None]:
         """None for one whose files have changed since the run, or whose kind no base can take."""
@@ -183,4 +276,13 @@ class _Asked:
             return [None] if len(adapters) == 1 else [self._losses([adapter])[0] for adapter in adapters]
 
     def _save(self) -> None:
-        write_checked(self._file, {"losses": self.losses, "gains": self.gains})
+        write_checked(self._file, {"losses": self.losses, "gains": self.gains, "sketch": self._sketch})
+
+
+def _sketch_file(folder: Path, key: str) -> Path:
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+
+
+def _lead(sketch: np.ndarray, down: np.ndarray) -> float:
+    """How straight down a change leads by its sketch, but for a factor; NaN without one."""
+    return float(sketch.astype(np.float32) @ down) if len(sketch) == len(down) else np.nan

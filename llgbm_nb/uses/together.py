@@ -198,18 +198,19 @@ def _pairs(found: DeltaSet, per_kind: int, seed: int = 0) -> list[tuple[int, int
     return [pair for kind in kinds for pair in kind[:per_kind]]
 
 
-def pick_to_merge(run: DeltaRun, cosines: pd.DataFrame | None = None) -> list[str]:
+def pick_to_merge(run: DeltaRun, scores: pd.DataFrame | None = None) -> list[str]:
     """Two plain LoRA adapters of different domains, by name; fewer where there are no two.
 
-    With `query_cosines`' table, each query proposes its nearest one, in the table's order, and if these are all of one
-    domain, the first query the nearest one of another; without, each domain its first. Left out are rsLoRA (see
-    `merge_or_reason`), and what PEFT merges in part only (chosen layers), or not with a list (targets by regex).
+    With `scores`, a row per query, a column per adapter (NaN: none), each query proposes its best one, in the table's
+    order, and if these are all of one domain, the first query the best one of another; without, each domain its first.
+    Left out are rsLoRA (see `merge_or_reason`), and what PEFT merges in part only (chosen layers), or not with a list
+    (targets by regex).
     """
     found, picked = run.delta_set, {}
-    if cosines is None or cosines.empty:
+    if scores is None or scores.empty:
         orders = [[i for i, d in enumerate(found.domains) if d == domain] for domain in dict.fromkeys(found.domains)]
     else:
-        orders = np.argsort(-cosines.to_numpy(dtype=float), axis=1, kind="stable")
+        orders = np.argsort(-scores.to_numpy(dtype=float), axis=1, kind="stable")
     for order in orders:
         best = next((i for i in order if _can_be_merged(found, i)), None)
         if best is not None and len(picked) < 2:
