@@ -36,7 +36,7 @@ OPTIONS = $(if $(LLGBM_ZOO),--checkpoint-dir="$$LLGBM_ZOO") $(if $(LLGBM_BASE),-
 SIDE_BY_SIDE = -n 2 --dist loadfile  # two processes of one thread each; a file's tests stay together
 
 .PHONY: help setup report explore search test test-fast lab notebooks bench bench-qwen bench-exact bench-cache bench-memory \
-        bench-architectures bench-explorer bench-headless bench-scale bench-students lint clean
+        bench-architectures bench-explorer bench-headless bench-scale bench-students bench-search lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-19s %s\n", $$1, $$2}'
@@ -110,6 +110,10 @@ bench-headless: $(READY)  ## forty headless runs of 04_analysis, four at a time:
 
 bench-students: $(READY)  ## a step of students that are fitted to targets, beside PEFT's with autograd
 	$(BIN)/python benchmarks/students.py demo
+
+bench-search: $(READY)  ## a pool of 196 adapters over 49 tasks: what finds one, what tells them apart (hours; deltas/search-benchmark)
+	$(BIN)/python benchmarks/search_speed.py
+	$(BIN)/python benchmarks/search deltas/search-benchmark --workers 2
 
 bench-scale: $(READY)  ## 1,000 and 10,000 adapters of a tiny base end to end: time and peak memory of each stage (1 GB of disk)
 	$(BIN)/python benchmarks/scale.py

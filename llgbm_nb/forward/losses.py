@@ -98,10 +98,13 @@ class AdapterLosses:
     pair without a response.
     """
 
-    def __init__(self, base: BaseModel, pairs: list[tuple[list[int], list[int]]], dtype: str = "float32", trust=False):
+    def __init__(
+        self, base: BaseModel, pairs: list[tuple[list[int], list[int]]], dtype: str = "float32",
+        trust_remote_code: bool = False,
+    ):  # fmt: skip
         check_responses(pairs)
         self._base, self._pairs, self._read = base, pairs, LoraReader(base.model)
-        self._trust_remote_code = trust
+        self._trust_remote_code = trust_remote_code
         try:
             self._together, self._why_not = ResponseLosses(base, pairs, dtype), None
             self.bare = self._together([Lora({})])[0].double().numpy()  # of the base: (pairs,)
