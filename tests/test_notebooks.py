@@ -249,5 +249,5 @@ def test_students_of_a_collection(zoo, base, tmp_path):
     assert list(table)[:7] == [
         "teacher", "target", "own_recovered", "other_recovered", "cosine", "relative_error", "seconds",
     ]  # fmt: skip
-    assert len(table) == 2 * 2 and (tmp_path / "out/students.png").exists()
+    assert len(table) == 2 * 4 and (tmp_path / "out/students.png").exists()
     assert "Recommended: " in printed(nbformat.read(tmp_path / "out.ipynb", 4))
