@@ -26,6 +26,7 @@ CAPTIONS = {
     "queries": "By how much each adapter lowers the loss of a query's examples; a ring is about the best.",
     "merge": "The merged adapter in the plane of the two deltas that it is made of.",
 }
+FEW = 3  # queries that are answered in words; of more, the table tells
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ def _between(text: str, name: str, content: str) -> str:
 def _content(found: Uses, folder: Path) -> dict:
     """What uses.html is filled with."""
     best, scored = answers_table(found.answers), found.accuracy["right"].notna().any()
+    task = [answers_text(found.answers) if len(best) <= FEW else f"The best adapter for each of {len(best)} queries:"]
     texts = {
         "additivity": additivity_text(found.added),
-        "queries": answers_text(found.answers) + (f"\n{accuracy_text(found.accuracy)}" if scored else ""),
+        "queries": "\n".join([accuracy_text(found.accuracy)] * bool(scored) + task),
         "merge": found.merge if isinstance(found.merge, str) else merge_text(found.merge),
     }
     made = {
