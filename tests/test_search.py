@@ -81,8 +81,12 @@ def test_of_many_adapters_sketches_say_which_are_looked_at(pool, base, tmp_path,
     assert len(table) == 2 and "head" in table.index  # which has no sketch
     best = table["cosine"].dropna()
     assert best.item() == pytest.approx(usual["cosine"][best.index[0]], rel=1e-4)
-    kept = [*(run.cache.cache_dir.parent / "searches").glob("sketches-*/*.npy")]
+    kept = [*(run.cache.cache_dir.parent / "searches").glob("sketches-*/*/*.npy")]
     assert len(kept) == 7 and sorted(np.load(file).size > 0 for file in kept) == [False] + 6 * [True]
+    for file in kept[0].parents[1].rglob("*.*"):  # made anew, by other directions: what is known of the query goes on
+        file.unlink()
+    monkeypatch.setattr("llgbm_nb.uses.task_search.create_probes", lambda kind: [f"another text, of {kind}"])
+    assert [*search(run, EXAMPLES, k=99, verify=1)["adapter"]] == [*table.index]
     every = search(run, EXAMPLES, k=99, verify="all")
     np.testing.assert_allclose(every.set_index("adapter")["gain"][usual.index], usual["gain"], atol=1e-5)
 
@@ -100,9 +104,12 @@ def test_an_adapter_that_is_lost_since_the_run_is_left_out(pool, tmp_path):
     shutil.copytree(pool, tmp_path / "zoo")
     run = compute_deltas(tmp_path / "zoo", PROBES, cache_dir=tmp_path / "deltas")
     lost = run.delta_set.adapters[0]
-    lost.weights_file.unlink()
+    file = lost.weights_file
+    file.rename(tmp_path / "away")
     table = search(run, EXAMPLES, k=99, verify="all")
     assert lost.name not in set(table["adapter"]) and len(table) == len(run.delta_set) - 1
+    (tmp_path / "away").rename(file)
+    assert lost.name in set(search(run, EXAMPLES, k=99, verify="all")["adapter"])  # it is back
 
 
 @pytest.mark.parametrize(

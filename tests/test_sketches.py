@@ -88,4 +88,5 @@ def test_directions_are_made_once(tmp_path):
 
     one, other = (Sketcher.kept_in(tmp_path / "deep/d.safetensors", make) for _ in range(2))
     lora = Lora({"x": (torch.ones(1, SIDE), torch.ones(3, 1), 1.0)})
-    assert made == [1] and torch.equal(one.of_lora(lora), other.of_lora(lora))
+    assert made == [1] and one.digest == other.digest != Sketcher({"x": 2 * torch.eye(SIDE)}).digest
+    assert torch.equal(one.of_lora(lora), other.of_lora(lora))

@@ -133,7 +133,7 @@ def linear_changes(base: BaseModel, adapter: Adapter, trust_remote_code=False) -
             try:
                 layer.merge(safe_merge=True)
                 change = _upright(module, weight.data - before)
-            except (NotImplementedError, AttributeError, RuntimeError, ValueError) as error:
+            except Exception as error:  # whatever a kind's layers raise that cannot be merged
                 raise InputError(f"PEFT cannot merge it: {first_sentence(error)}") from error
             finally:
                 weight.data = before

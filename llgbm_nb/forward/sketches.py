@@ -7,6 +7,7 @@ R are the directions in which a layer's inputs are largest, over some text: grad
 lie mostly along these. L is drawn by chance, normal with E[L^T L] = 1. Which text, and what is sought, is unknown here.
 """
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -29,16 +30,16 @@ class Sketcher:
     """Sketches on one base: float32 (layers * SIDE * SIDE,), on the CPU."""
 
     def __init__(self, directions: Mapping[str, torch.Tensor]):
-        """`directions` are `input_directions`, or what was kept of them."""
+        """`directions` are `input_directions`, or what was kept of them; `digest` tells sketches by others apart."""
         self._directions = directions
+        self.digest = hashlib.sha256(save(dict(directions))).hexdigest()[:12]
 
     @classmethod
     def kept_in(cls, file: Path, make: Callable[[], dict[str, torch.Tensor]]) -> "Sketcher":
         """With the directions in `file`, which are made if it is not there: all of a folder's sketches share them."""
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            directions = {name: each.contiguous() for name, each in make().items()}
-            write_whole(file, lambda stream: stream.write(save(directions)))
+            write_whole(file, lambda stream: stream.write(save(make())))
         return cls(load_file(file))
 
     def of_lora(self, lora: Lora) -> torch.Tensor | None:
@@ -97,7 +98,7 @@ def _directions(rows: torch.Tensor) -> torch.Tensor:
         large = values.flip(-1)[:SIDE] > 1e-9 * values[-1]
         found = (rows.T.double() @ vectors.flip(-1)[:, :SIDE]) * large
         found = found / found.norm(dim=0).clamp(min=1e-30)
-    return torch.nn.functional.pad(found, (0, SIDE - found.shape[1])).float()
+    return torch.nn.functional.pad(found, (0, SIDE - found.shape[1])).float().contiguous()
 
 
 def _left(name: str, matrix: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from ..forward.base import BaseModel, load_tokenizer
 from ..forward.base_files import base_fingerprint
 from ..forward.first_order import LossGradient, change_norm, linear_changes
 from ..forward.losses import AdapterLosses
-from ..forward.sketches import Sketcher, input_directions
+from ..forward.sketches import SIDE, Sketcher, input_directions
 from ..forward.states import tokenize
 from ..probes import create_probes
 from ..progress_bar import progress
@@ -174,7 +174,7 @@ class _Asked:
         kept = read_checked(self._file) or {}
         self.losses: dict[str, list[float] | None] = kept.get("losses", {})
         self.gains: dict[str, tuple[float, float] | None] = kept.get("gains", {})
-        self._sketch: list[float] = kept.get("sketch", [])  # of the gradient
+        self._sketches: dict[str, list[float]] = kept.get("sketches", {})  # of the gradient, by the sketcher's digest
 
     @cached_property
     def base(self) -> BaseModel:
@@ -223,19 +223,20 @@ class _Asked:
     def _nearest(self, adapters: Sequence[Adapter], keys: list[str], count: int) -> list[int]:
         """Those that lead down by their sketches, and all that have none."""
         folder = self._file.parent / f"sketches-{base_fingerprint(self._run.settings.base_model)[:12]}"
-        sketches = [_sketch_file(folder, key) for key in keys]
-        missing = [i for i, file in enumerate(sketches) if not file.exists()]
-        if missing or not self._sketch:
-            sketcher = Sketcher.kept_in(folder / "directions.safetensors", self._directions)
-            if not self._sketch and self._gradient:
-                self._sketch = sketcher.of_matrices(self._gradient.gradients.items())[0].tolist()
-                self._save()
+        sketcher = Sketcher.kept_in(folder / f"directions-{SIDE}.safetensors", self._directions)
+        folder /= sketcher.digest
+        folder.mkdir(exist_ok=True)
+        files = [folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy" for key in keys]
+        if missing := [i for i, file in enumerate(files) if not file.exists()]:
             with progress(len(missing), "sketches") as done:
                 for i in missing:
-                    write_whole(sketches[i], partial(np.save, arr=self._sketched(sketcher, adapters[i])))
+                    write_whole(files[i], partial(np.save, arr=self._sketched(sketcher, adapters[i])))
                     done()
-        down = -np.array(self._sketch, np.float32)
-        leads = np.array([_lead(np.load(file), down) for file in sketches])  # NaN, which is sorted last: no sketch
+        if sketcher.digest not in self._sketches and self._gradient:
+            self._sketches[sketcher.digest] = sketcher.of_matrices(self._gradient.gradients.items())[0].tolist()
+            self._save()
+        down = -np.array(self._sketches.get(sketcher.digest, []), np.float32)
+        leads = np.array([_lead(np.load(file), down) for file in files])  # NaN, which is sorted last: no sketch
         without = np.flatnonzero(np.isnan(leads))
         return sorted({*np.argsort(-leads, kind="stable")[:count].tolist(), *without.tolist()})
 
@@ -276,11 +277,9 @@ class _Asked:
             return [None] if len(adapters) == 1 else [self._losses([adapter])[0] for adapter in adapters]
 
     def _save(self) -> None:
-        write_checked(self._file, {"losses": self.losses, "gains": self.gains, "sketch": self._sketch})
-
-
-def _sketch_file(folder: Path, key: str) -> Path:
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+        """But not that an adapter has no loss: its file may be back the next time."""
+        losses = {key: found for key, found in self.losses.items() if found is not None}
+        write_checked(self._file, {"losses": losses, "gains": self.gains, "sketches": self._sketches})
 
 
 def _lead(sketch: np.ndarray, down: np.ndarray) -> float:
