@@ -36,14 +36,15 @@ def loras_of(adapters, base: BaseModel) -> list[Lora]:
     return [read(read_config(adapter), adapter.read_tensors()) for adapter in adapters]
 
 
-def by_chance(base: BaseModel) -> Sketcher:
-    """Sketches whose directions of the inputs are drawn by chance, too."""
-    random, shapes = torch.Generator().manual_seed(0), {n: each.shape[0] for n, each in directions_of(base).items()}
-    return Sketcher({name: torch.randn(size, SIDE, generator=random) / SIDE**0.5 for name, size in shapes.items()})
-
-
-def directions_of(base: BaseModel) -> dict[str, torch.Tensor]:
-    return input_directions(base, tokenize(base.tokenizer, create_probes("mixed") + create_probes("commonsense")))
+def sketchers(base: BaseModel) -> dict[str, Sketcher]:
+    """The search's own, and one whose directions of the inputs are drawn by chance, too."""
+    ids, random = (
+        tokenize(base.tokenizer, create_probes("mixed") + create_probes("commonsense")),
+        torch.Generator().manual_seed(0),
+    )
+    own = input_directions(base, ids)
+    chance = {name: torch.randn(each.shape, generator=random) / SIDE**0.5 for name, each in own.items()}
+    return {"sketches": Sketcher(own), "sketches by chance": Sketcher(chance)}
 
 
 def first_order(folder: Path, base: BaseModel, adapters, queries: dict[str, list[dict]]) -> Iterator:
@@ -63,7 +64,7 @@ def first_order(folder: Path, base: BaseModel, adapters, queries: dict[str, list
 def _first_order(files: dict[str, Path], base: BaseModel, adapters, queries: dict[str, list[dict]]) -> Iterator:
     loras = loras_of(adapters, base)
     norms, sketched = np.array([change_norm(lora) for lora in loras]), {}
-    ways = {"sketches": Sketcher(directions_of(base)), "sketches by chance": by_chance(base)}
+    ways = sketchers(base)
     for way, sketcher in ways.items():
         start = time.perf_counter()
         sketched[way] = torch.stack([sketcher.of_lora(lora) for lora in loras])

@@ -92,19 +92,22 @@ def phrasing_of(name: str) -> int | None:
 
 def train(folder: Path, source, size: Size, base: BaseModel, base_name: str, part: int = 0, parts: int = 1) -> Iterator:
     """Train the adapters that are not there, in `folder`/{family}/{task}-{number}/; after each, its name."""
-    from peft import LoraConfig
-
     for task, name in adapters_of(source, size)[part::parts]:
         where, how = folder / source.family(task) / name, configuration(name, size)
         if not (where / CONFIG).exists():
-            config = LoraConfig(
-                r=how["rank"], lora_alpha=how["alpha"], target_modules=MODULES[how["modules"]], task_type="CAUSAL_LM"
-            )
-            pairs = source.train(task, how["data"], Random(f"data {name}"))
-            options = dict(steps=how["steps"], lr=how["lr"], batch_size=4, max_tokens=MAX_TOKENS, seed=how["seed"])
-            about = {"base": base_name, "rank": how["rank"], "modules": how["modules"], "data": how["data"]}
-            train_teacher(where, base, pairs, config, task, about, **options)
+            train_one(where, base, base_name, how, source.train(task, how["data"], Random(f"data {name}")), task)
             yield name
+
+
+def train_one(where: Path, base: BaseModel, base_name: str, how: dict, pairs: list[dict], task: str) -> None:
+    """An adapter as `how`, its configuration, says."""
+    from peft import LoraConfig
+
+    modules = MODULES[how["modules"]]
+    config = LoraConfig(r=how["rank"], lora_alpha=how["alpha"], target_modules=modules, task_type="CAUSAL_LM")
+    options = dict(steps=how["steps"], lr=how["lr"], batch_size=4, max_tokens=MAX_TOKENS, seed=how["seed"])
+    about = {"base": base_name, "rank": how["rank"], "modules": how["modules"], "data": how["data"]}
+    train_teacher(where, base, pairs, config, task, about, **options)
 
 
 def queries_of(source, size: Size) -> dict[str, list[dict]]:

@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 import recipe
 import torch
-from peft import LoraConfig
 
 from llgbm_nb import analysis, compute_deltas
 from llgbm_nb.collection import find_adapters
 from llgbm_nb.collection.adapters import CONFIG
 from llgbm_nb.forward import load_base
 from llgbm_nb.forward.base import BaseModel
-from llgbm_nb.uses.finetune import encode, train_teacher
+from llgbm_nb.uses.finetune import encode
 
 SETTINGS = ("rank", "modules", "lr", "steps", "data", "phrasing")
 DRAWS = 1000
@@ -73,13 +72,7 @@ def train_mixed(folder: Path, source, size: recipe.Size, base: BaseModel, base_n
         if not (where / CONFIG).exists():
             rng = Random(where.name)
             pairs = [pair for task in (one, other) for pair in source.train(task, how["data"] // 2, rng)]
-            config = LoraConfig(
-                r=how["rank"], lora_alpha=how["alpha"], target_modules=recipe.MODULES[how["modules"]],
-                task_type="CAUSAL_LM",
-            )  # fmt: skip
-            options = dict(steps=how["steps"], lr=how["lr"], batch_size=4, max_tokens=recipe.MAX_TOKENS)
-            about = {"base": base_name, "rank": how["rank"], "modules": how["modules"], "data": how["data"]}
-            train_teacher(where, base, pairs, config, where.name, about, seed=how["seed"], **options)
+            recipe.train_one(where, base, base_name, how, pairs, where.name)
             yield where.name
 
 
@@ -89,8 +82,8 @@ def mixed_pairs(names: list[str], count: int) -> list[tuple[str, str]]:
 
 
 def mixed(folder: Path, run, probes, base_name: str, kind: str) -> pd.DataFrame:
-    """A row per mixed adapter: the cosine of its delta with the sum of its tasks' mean deltas, with the nearer of the
-    two, and the best with a sum of two others.
+    """A row per mixed adapter: the cosine of its delta with the sum of its tasks' mean deltas, with the nearer one of
+    the two, and how many sums of two tasks are as near or nearer.
     """
     tasks = np.array([recipe.task_of(name) for name in run.delta_set.names])
     deltas, centre = run.delta_set.deltas(), run.delta_set.deltas().mean(axis=0)
